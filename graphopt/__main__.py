@@ -1,0 +1,5 @@
+"""``python -m graphopt``."""
+
+from .cli import main
+
+main()

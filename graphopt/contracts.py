@@ -1,0 +1,300 @@
+"""The blueprint: what a pass and a runtime must provide, and the values that travel between them and the core.
+
+    Pass       rewrites a graph without changing what it computes
+    LossyPass  offers Sites with settings from gentle to harsh; the core chooses, the pass applies
+    Context    what a pass may use: sessions, data, target, random generator. It never opens files or prints
+    Runtime    an engine that can run a model: opens a Session, profiles, says which nodes it takes
+
+Passes and runtimes are found through the entry-point groups ``graphopt.passes`` and ``graphopt.runtimes``
+(``registry.py``), so a third party adds one by installing a package that names a subclass there. CONTRIBUTING.md shows
+both on a page each.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from graphopt.dataset import Dataset
+    from graphopt.targets import Target
+
+Array: TypeAlias = "np.ndarray"
+Feed: TypeAlias = dict[str, Array]
+"""One call's inputs by name: every input of the model, complete, batch axis included."""
+
+# ---------------------------------------------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A model input or output as the user sees it.
+
+    ``shape`` is None when the rank is unknown; a dimension is an int, a symbol (dynamic, shared by name) or None (dynamic).
+    ``dtype`` is numpy's; strings are ``object``.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a pass did at one place, or why it declined to (``done=False``)."""
+
+    site: str
+    what: str
+    why: str
+    done: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that a LossyPass could do at a site: ``label`` is for people, ``value`` for the pass."""
+
+    label: str
+    value: object = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a LossyPass can act, with the settings that it offers there, from gentle to harsh.
+
+    A site with no settings is declined, and ``why`` says for which reason.
+    """
+
+    name: str
+    op_type: str
+    settings: tuple[Setting, ...]
+    why: str = ""
+
+
+Plan: TypeAlias = Mapping[Site, Setting]
+
+
+class Need(enum.Enum):
+    """What a pass cannot do without."""
+
+    DATA = "data"
+    LABELS = "labels"
+    GRADIENTS = "gradients"
+    TARGET = "target"
+
+
+class Progress(Protocol):
+    """Tells somebody what is being done and how much is left; the core never prints."""
+
+    def stage(self, what: str, total: float | None = None) -> AbstractContextManager[Callable[[float], None]]:
+        """Open a stage of ``total`` steps; the function that it yields is called with the steps just done."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------- passes
+
+
+class PassOptions(BaseModel):
+    """Base of a pass's options: each field has a type, a default and a description (with its unit)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the core hands to a pass. A pass uses this and nothing else from outside."""
+
+    target: Target
+    open_session: Callable[[ir.Model], Session]
+    """Opens any model on the target; the caller closes it (``with context.open_session(model) as session``)."""
+    data: Dataset | None
+    """The user's unlabelled data, else generated inputs (``data.generated``); None when the run opens no session."""
+    rng: np.random.Generator
+    progress: Progress
+    exclude: Sequence[str] = ()
+    """Glob patterns of node or site names that must be left alone."""
+    growth_bytes: int | None = None
+    """By how many bytes this pass may still make the weights grow; None is no limit."""
+
+
+class BasePass(abc.ABC):
+    """What both kinds of pass share. Class variables describe the pass to ``graphopt passes`` and to the core."""
+
+    name: ClassVar[str]
+    """``family`` or ``family.kind``, the key in recipes and in ``--set name.option=value``."""
+    summary: ClassVar[str]
+    """One line for ``graphopt passes``."""
+    Options: ClassVar[type[PassOptions]] = PassOptions
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __init__(self, options: PassOptions | None = None) -> None:
+        self.options = self.Options() if options is None else options
+
+
+class Pass(BasePass):
+    """A lossless rewrite: the outputs stay equal within floating-point rounding, or the core undoes it.
+
+    ========================  =================================================================
+    the model that is given   may be changed in place; the core keeps its own clone
+    inputs and outputs        names, types, order and dynamic dimensions stay
+    metadata                  stays
+    a place left alone        gets a Change with ``done=False`` if a user would ask "why not?"
+    an exception              means a defect: the pass is undone and named in the report
+    ========================  =================================================================
+    """
+
+    @abc.abstractmethod
+    def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
+        """Rewrite ``model`` in place and say what was done."""
+
+
+class LossyPass(BasePass):
+    """A rewrite that may cost accuracy. The core chooses a setting per site under the user's budget."""
+
+    @abc.abstractmethod
+    def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
+        """List every place where the pass could act, declined ones included; ``model`` stays as it is."""
+
+    @abc.abstractmethod
+    def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
+        """Rewrite ``model`` in place as planned; sites that are not in ``plan`` are left alone."""
+
+
+# -------------------------------------------------------------------------------------------------------------- runtimes
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime can run a target here. When not: ``why``, and the line that would mend it (``hint``)."""
+
+    ok: bool
+    version: str = ""
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Mean time of one node of the graph as the runtime executes it, per run of the model."""
+
+    name: str
+    op_type: str
+    provider: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which provider takes how many nodes, and which nodes stay behind (name, operator, provider) on another one."""
+
+    nodes: Mapping[str, int]
+    left_behind: Sequence[tuple[str, str, str]] = ()
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. One thread is what timing by CPU time needs (``timing.py``)."""
+
+    threads: int = 1
+    optimize: bool = True
+    """Whether the runtime may apply its own graph optimizations, as it would when deployed."""
+
+
+class Session(abc.ABC):
+    """A model that is loaded and can be run. A context manager; ``close`` frees its memory."""
+
+    provider: str
+    """The execution provider that really runs the model, read back after loading."""
+    clock: Literal["cpu", "wall"] = "wall"
+    """Which clock is trustworthy for this session: CPU time of the calling thread, or wall time."""
+    load_seconds: float
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abc.abstractmethod
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            ModelError: The runtime refused the feed or failed in a node (named in the message).
+        """
+
+    def accepts(self, feed: Mapping[str, Array]) -> bool:
+        """Whether the feed can be run, found by running it."""
+        from .errors import GraphoptError
+
+        try:
+            self.run(feed)
+        except GraphoptError:
+            return False
+        return True
+
+    def close(self) -> None:  # noqa: B027 - a runtime with nothing to free need not say so
+        """Free what the session holds; it cannot run afterwards."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Runtime(abc.ABC):
+    """An engine. One instance per process, created without arguments; heavy imports happen inside the methods."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abc.abstractmethod
+    def availability(self, target: Target) -> Availability:
+        """Whether the target really runs here: decided by running something, not by asking for a list."""
+
+    @abc.abstractmethod
+    def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:
+        """Load the file on the target.
+
+        Raises:
+            ModelError: The runtime cannot load the model; the message names the node where it can.
+            MissingError: The runtime or the provider is missing here, or another provider was used in its place.
+        """
+
+    @abc.abstractmethod
+    def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
+        """Time per node, in the graph that the runtime made of the model."""
+
+    @abc.abstractmethod
+    def partition(self, model: Path, target: Target) -> Partition:
+        """Which nodes the target's provider takes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the user allows and wants."""
+
+    max_drop: float | None = None
+    """How far the metric may fall, absolute; None: not checked for lossless passes, 0.01 for lossy ones."""
+    goal: Literal["latency", "size"] = "latency"
+
+
+@dataclass
+class Silent:
+    """A Progress that tells nobody."""
+
+    said: list[str] = field(default_factory=list)
+
+    def stage(self, what: str, total: float | None = None) -> AbstractContextManager[Callable[[float], None]]:
+        """Remember the stage's name and ignore its steps."""
+        from contextlib import nullcontext
+
+        del total
+        self.said.append(what)
+        return nullcontext(lambda _steps: None)

@@ -1,0 +1,144 @@
+"""Recipes: an ordered list of passes with their options, from YAML, validated before any work.
+
+    summary: what the recipe is for
+    passes:
+      - simplify                      # with its default options
+      - simplify: {fold: false}       # with some
+
+Presets live in ``recipes/*.yaml``; a path to such a file may be given instead of a name. ``--set PASS.OPTION=VALUE``
+overrides an option of every step with that pass. A wrong name, here or there, is answered with the nearest right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import registry
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .contracts import LossyPass, Pass
+
+_FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a recipe, with the options that were written down (``options``) and the pass made with them."""
+
+    name: str
+    options: dict[str, object]
+    rewrite: Pass | LossyPass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe."""
+
+    name: str
+    summary: str
+    steps: tuple[Step, ...]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    summary: str = ""
+    passes: list[str | dict[str, dict[str, Any] | None]] = Field(min_length=1)
+
+
+def names() -> list[str]:
+    """Names of the presets that ship with graphopt, sorted."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load(name: str, settings: Iterable[str] = ()) -> Recipe:
+    """Return the preset called ``name``, or the recipe in the YAML file of that path.
+
+    Args:
+        name: A preset, or a path that ends in .yaml or .yml.
+        settings: Overrides, each ``PASS.OPTION=VALUE`` with a YAML value.
+
+    Raises:
+        UsageError: No such recipe, pass or option, or a value that the option does not take.
+    """
+    path = _FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix not in {".yaml", ".yml"}:
+            raise registry.unknown_name("recipe", name, names())
+        if not path.is_file():
+            raise UsageError("no such recipe file", where=name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe: {error}", where=name) from None
+    return parse(text, path.stem, settings)
+
+
+def parse(text: str, name: str, settings: Iterable[str] = ()) -> Recipe:
+    """Make a recipe from YAML text; see ``load``."""
+    try:
+        file = _File.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UsageError(f"not valid YAML: {error}", where=name) from None
+    except ValidationError as error:
+        raise UsageError(
+            f"not a valid recipe: {_problems(error)}",
+            where=name,
+            hint="A recipe has 'passes:', a list of pass names, each alone or with a mapping of its options.",
+        ) from None
+    written: list[tuple[str, dict[str, Any]]] = []
+    for item in file.passes:
+        if isinstance(item, str):
+            written.append((item, {}))
+        elif len(item) == 1:
+            [(pass_name, options)] = item.items()
+            written.append((pass_name, options or {}))
+        else:
+            raise UsageError(f"one list item holds {len(item)} passes: {', '.join(item)}", where=name)
+    _override(written, settings, name)
+    return Recipe(name, file.summary, tuple(_step(pass_name, options) for pass_name, options in written))
+
+
+def _override(written: Sequence[tuple[str, dict[str, Any]]], settings: Iterable[str], recipe: str) -> None:
+    """Put the value of each ``PASS.OPTION=VALUE`` into the options of every step with that pass."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        pass_name, dot, option = key.strip().rpartition(".")
+        if not (equals and dot and pass_name and option):
+            raise UsageError(f"--set {setting!r} is not PASS.OPTION=VALUE")
+        steps = [options for name, options in written if name == pass_name]
+        if not steps:
+            if pass_name not in registry.pass_names():
+                raise registry.unknown_name("pass", pass_name, {name for name, _ in written})
+            raise UsageError(f"the recipe {recipe!r} has no pass {pass_name!r}", where=f"--set {setting}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for options in steps:
+            options[option] = value
+
+
+def _step(name: str, options: dict[str, Any]) -> Step:
+    rewrite = registry.pass_class(name)
+    known = rewrite.Options.model_fields
+    for option in options:
+        if option not in known:
+            raise registry.unknown_name(f"option of {name}:", option, known)
+    try:
+        validated = rewrite.Options.model_validate(options)
+    except ValidationError as error:
+        raise UsageError(f"wrong option of {name}: {_problems(error)}") from None
+    return Step(name, validated.model_dump(mode="json"), rewrite(validated))
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r})" for e in error.errors())

@@ -1,0 +1,1 @@
+"""What can run a model, one module an engine. A runtime imports the core, nothing else."""

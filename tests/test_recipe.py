@@ -1,0 +1,49 @@
+"""Recipes are validated before any work, and a wrong name is answered with the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graphopt import recipe
+from graphopt.errors import UsageError
+
+
+def test_options_come_from_the_file_and_settings_override_them() -> None:
+    made = recipe.parse("passes:\n  - simplify: {fold: false, cse: false}\n", "mine", ["simplify.fold=true"])
+    [step] = made.steps
+    assert (step.options["fold"], step.options["cse"]) == (True, False)
+
+
+def test_a_preset_loads_by_name_and_a_file_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("passes: [simplify]\n", encoding="utf-8")
+    assert [step.name for step in recipe.load(str(path)).steps] == ["simplify"]
+    assert [step.name for step in recipe.load("lossless").steps] == ["simplify"]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("passes: [simplifi]", [], "'simplify'"),
+        ("passes: [{simplify: {folding: true}}]", [], "Did you mean 'fold'"),
+        ("passes: [{simplify: {fold: maybe}}]", [], "wrong option of simplify: fold"),
+        ("passes: []", [], "not a valid recipe"),
+        ("steps: [simplify]", [], "not a valid recipe"),
+        ("passes: [{simplify: {}, fuse: {}}]", [], "one list item holds 2 passes"),
+        ("passes: [", [], "not valid YAML"),
+        ("passes: [simplify]", ["simplify.fold"], "not PASS.OPTION=VALUE"),
+        ("passes: [simplify]", ["fold=true"], "not PASS.OPTION=VALUE"),
+        ("passes: [simplify]", ["simplif.fold=true"], "'simplify'"),
+        ("passes: [simplify]", ["simplify.fld=true"], "'fold'"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe.parse(text, "mine", settings)
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such recipe file"):
+        recipe.load(str(tmp_path / "no.yaml"))
