@@ -1,0 +1,58 @@
+"""The evidence: report.json (``schema.py``), report.md and a self-contained report.html made from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from .schema import Report
+
+__all__ = ["to_html", "to_json", "to_markdown", "write"]
+
+
+def to_json(report: Report) -> str:
+    """Return report.json: strict JSON that ``docs/report.schema.json`` describes."""
+    return report.model_dump_json(by_alias=True, indent=2, fallback=str) + "\n"
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report in GitHub's Markdown, short enough for a comment on a pull request."""
+    from . import markdown
+
+    return markdown.to_markdown(report)
+
+
+def to_html(report: Report) -> str:
+    """Return the report as one HTML page that needs nothing but itself."""
+    from . import html
+
+    return html.to_html(report)
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write report.json, report.md and report.html; the folder is made, and each file is replaced as a whole.
+
+    Raises:
+        UsageError: The folder cannot be made or written to.
+    """
+    contents = {"report.json": to_json(report), "report.md": to_markdown(report), "report.html": to_html(report)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            _replace(folder / name, content)
+    except OSError as error:
+        hint = "Give --report a folder that can be made and written to."
+        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(folder), hint=hint) from error
+
+
+def _replace(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

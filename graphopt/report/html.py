@@ -1,0 +1,105 @@
+"""report.html: one page that opens from a disk or an e-mail, asks nothing of the network, and prints.
+
+``page.html.j2`` is the page, with its style sheet and its one script beside it. Whatever is printed there, strings from the
+model included, goes through ``units.visible`` and then through Jinja's escaping; the script is given no data but the table that
+it filters. A content security policy allows this very style sheet and script by their hashes and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import charts, summary, units
+from .schema import Report, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OPERATORS_DRAWN = 12
+
+
+def to_html(report: Report) -> str:
+    """Return the report as one HTML page that needs nothing but itself."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: units.visible(value) if type(value) is str else value,  # Markup is a subclass of str
+    )
+    style, script = (environment.get_template(name).render() for name in ("page.css.j2", "page.js.j2"))
+    markup = {"style": style, "script": script, **_charts(report)}
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        summary=summary,
+        units=units,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        **{name: Markup(text) for name, text in markup.items()},  # noqa: S704 - our files, and charts escape their texts
+    )
+
+
+def _charts(report: Report) -> dict[str, str]:
+    """The page's charts by name; empty where nothing was measured."""
+    timing = report.timing
+    return {
+        "latency_chart": latency_chart(timing, summary.after_name(report)) if timing else "",
+        "speed_chart": speed_chart(timing) if timing else "",
+        "operator_chart": operator_chart(timing) if timing and timing.operators else "",
+    }
+
+
+def latency_chart(timing: Timing, after_name: str) -> str:
+    """Two bars, before and after; the interval of their ratio is drawn on the second."""
+    before, after = summary.latency(timing)
+    low, high = (timing.before_ms / speed if speed else timing.after_ms for speed in (timing.speedup_high, timing.speedup_low))
+    rows = [
+        charts.Bar("Before", timing.before_ms, before.text, "before"),
+        charts.Bar(after_name, timing.after_ms, after.text, "after", low, high),
+    ]
+    return charts.bars(rows, label=f"Latency: before {before.text}, {after_name.lower()} {after.text}")
+
+
+def speed_chart(timing: Timing) -> str:
+    """The speed-up with its interval, against no change at all."""
+    said = summary.speed_interval(timing)
+    return charts.interval(
+        timing.speedup,
+        timing.speedup_low,
+        timing.speedup_high,
+        text=said,
+        reference=1.0,
+        reference_text=f"1{units.TIMES} no change",
+        label=f"Speed-up {said}, the 95% interval in brackets",
+    )
+
+
+def operator_chart(timing: Timing) -> str:
+    """The operator types that take longest, before and after; those that take least are drawn as one."""
+    found = sorted(timing.operators, key=lambda o: -max(o.before_ms, o.after_ms))
+    rows = [_operator(o.op_type, o.before_ms, o.after_ms) for o in found[:_OPERATORS_DRAWN]]
+    rest = found[_OPERATORS_DRAWN:]
+    if rest:
+        rows.append(_operator(f"{len(rest)} other types", sum(o.before_ms for o in rest), sum(o.after_ms for o in rest)))
+    return charts.grouped(rows, label=f"Time per operator type before and after: {_said(rows)}")
+
+
+def _operator(name: str, before_ms: float, after_ms: float) -> charts.Pair:
+    before, after = units.milliseconds(before_ms, after_ms), units.milliseconds(after_ms, before_ms)
+    text = f"{before.text} → {after.text}"
+    return charts.Pair(name, before_ms, after_ms, text, f"{name}: {before.exact} before, {after.exact} after")
+
+
+def _said(rows: Sequence[charts.Pair]) -> str:
+    return "; ".join(f"{row.label} {row.text}" for row in rows)
+
+
+def _hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
