@@ -1,0 +1,91 @@
+"""``graphopt optimize``: the main command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command(short_help="Write a smaller or faster model, with the evidence.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to write. Default: MODEL.opt.onnx beside the input."
+)
+@click.option("--recipe", default="lossless", show_default=True, metavar="NAME|FILE", help="What to do ('graphopt recipes').")
+@options.target
+@click.option(
+    "--data", metavar="PATH", help="Unlabelled samples: .npz, a folder of .npz, ONNX test data or images, module:function."
+)
+@click.option("--eval", "eval_data", metavar="PATH", help="Samples with labels, for the metric. Same forms as --data.")
+@options.images
+@options.dims
+@options.metric
+@click.option("--max-drop", type=click.FloatRange(min=0), metavar="X", help="How far the metric may fall, absolute: 0.01.")
+@click.option(
+    "--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True, help="What must not get worse."
+)
+@click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Set an option of a pass. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave the sites alone whose names match. Repeatable.")
+@click.option(
+    "--report", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write report.json, .md, .html."
+)
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in a file beside the output; auto: when they take 1.5 GB or more.",
+)
+@click.option("--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the original.")
+@click.option("--timing", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Time against the original.")
+@click.option(
+    "--time-limit", default=10.0, show_default=True, type=click.FloatRange(min=0.1), metavar="S", help="Seconds of timing."
+)
+@click.option("--resume", is_flag=True, help="Continue a run of the same job that was killed.")
+@options.seed
+@options.as_json
+@options.verbose
+def command(
+    model: Path, output: Path | None, folder: Path | None, json_: bool, verify: str, timing: str, **choices: Any
+) -> int:
+    """Rewrite MODEL, check every step against the original, time the result, and write it if it pays.
+
+    The input is never changed, and nothing is written unless the outputs agree (or the metric holds --max-drop) and the
+    file is not slower than the original.
+
+    \b
+    graphopt optimize model.onnx
+    graphopt optimize model.onnx -o small.onnx --eval test.npz --report evidence/
+    graphopt optimize model.onnx --eval photos/ --images resize=256,crop=224,mean=0.485:0.456:0.406,std=0.229:0.224:0.225
+    graphopt optimize model.onnx --set simplify.fold=false --dim batch=4 --json > report.json
+    """
+    from graphopt import report
+    from graphopt.pipeline import optimize
+    from graphopt.progress import Bars
+
+    with Bars() as bars:
+        found = optimize(
+            model,
+            output,
+            verify=verify == "on",
+            timing=timing == "on",
+            progress=bars,
+            command=shlex.join(["graphopt", *sys.argv[1:]]),
+            dims=dict(choices.pop("dims")),
+            **choices,
+        )
+    if folder is not None:
+        report.write(found, folder)
+    if json_:
+        click.echo(report.to_json(found))
+    else:
+        from .summary import show
+
+        show(found, folder)
+    return found.exit_code

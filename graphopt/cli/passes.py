@@ -1,0 +1,49 @@
+"""``graphopt passes``: the installed passes and their options."""
+
+from __future__ import annotations
+
+import click
+
+from .options import as_json, verbose
+
+
+@click.command(short_help="Passes that are installed, and their options.")
+@click.argument("name", required=False)
+@as_json
+@verbose
+def command(name: str | None, json_: bool) -> None:
+    """List the installed passes, or the options of the pass NAME.
+
+    \b
+    graphopt passes
+    graphopt passes simplify
+    """
+    from graphopt import registry
+    from graphopt.contracts import LossyPass
+
+    from .output import console, print_json, table
+
+    classes = [registry.pass_class(each) for each in ([name] if name else registry.pass_names())]
+    if json_:
+        rows = [{"name": c.name, "summary": c.summary, "options": c.Options.model_json_schema()} for c in classes]
+        print_json(rows)
+        return
+    out = console()
+    if name is None:
+        kinds = ("lossless", "lossy")
+        rows_ = [(c.name, kinds[issubclass(c, LossyPass)], c.summary) for c in classes]
+        out.print(table(("pass", "kind", "what it does"), rows_, numbers_from=3))
+        return
+    [found] = classes
+    out.print(found.summary, markup=False)
+    options = [
+        (
+            f"{found.name}.{key}",
+            str(getattr(field.annotation, "__name__", field.annotation)),
+            repr(field.default),
+            field.description or "",
+        )
+        for key, field in found.Options.model_fields.items()
+    ]
+    if options:
+        out.print(table(("--set", "type", "default", "what it does"), options, numbers_from=4))

@@ -1,0 +1,51 @@
+"""What ``optimize`` and ``demo`` print for people: the verdict, before and after, and what each pass did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from graphopt.report import summary, units
+from graphopt.report.schema import Report
+
+from .output import console, table
+
+_COLOURS = {"better": "green", "worse": "red", "same": "default"}
+
+
+def show(report: Report, folder: Path | None) -> None:
+    """Print a report's essence; ``folder`` is where the whole of it was written."""
+    out = console()
+    sign, colour = ("ok", "green") if report.passed else ("failed", "red")
+    out.print(f"[bold {colour}]{sign}[/]  {escape(report.verdict)}\n", soft_wrap=True)
+    rows = [(row.what, row.before.text, row.after.text, row.change) for row in summary.before_after(report)]
+    made = table(("", "before", "after", "change"), [])
+    for row, cells in zip(summary.before_after(report), rows, strict=True):
+        made.add_row(*map(escape, cells[:3]), f"[{_COLOURS[row.trend]}]{escape(cells[3])}[/]")
+    out.print(made)
+    timing = report.timing
+    if timing is not None:
+        threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
+        out.print(
+            f"Speed-up {summary.speed_interval(timing)}, 95 % interval; {summary.clock(timing)}, {timing.rounds} interleaved "
+            f"rounds, {threads}, {timing.provider} on the target {timing.target}.",
+            markup=False,
+            soft_wrap=True,
+        )
+    passes = []
+    for each in report.passes:
+        done, declined = summary.changes_made(each)
+        what = f"{done} changes{f', {declined} declined' if declined else ''}"
+        nodes = f"{each.nodes_before} to {each.nodes_after}"
+        passes.append((each.name, "kept" if each.kept else "undone", what, nodes, units.seconds(each.seconds).text, each.why))
+    if passes:
+        out.print(table(("pass", "", "", "nodes", "time", "why"), passes, numbers_from=9))
+    for note in report.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    if report.output is not None:
+        out.print(f"[bold]{escape(report.output.path)}[/] is written.", soft_wrap=True)
+    if folder is not None:
+        out.print(f"[bold]{escape(str(folder / 'report.html'))}[/] shows all of it.", soft_wrap=True)
+    else:
+        out.print("--report DIR writes all of it: what changed where, time per operator, every output.", soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Do two model files agree? The whole of ``graphopt compare``: open both on a target, run both on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from . import evaluate, metrics, model, targets
+from .contracts import Progress
+from .dataset import open_dataset
+from .errors import DataError, ModelError
+from .evidence import divergence_row, metric_row
+from .generate import generate
+from .report.schema import MetricRow, OutputDivergence
+
+
+class ComparedFiles(BaseModel):
+    """What was found; ``before`` is the first model and ``after`` the second."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    first: str
+    second: str
+    target: str
+    data: str
+    generated: bool
+    samples: int
+    mismatches: list[str]
+    """Outputs that cannot be compared at all: missing, of another shape or kind."""
+    outputs: dict[str, OutputDivergence]
+    metric: MetricRow | None
+    notes: list[str]
+
+    def beyond(self, *, max_drop: float | None, max_rel: float | None) -> list[str]:
+        """What is outside the given bounds, in words; empty when nothing is."""
+        found = list(self.mismatches)
+        if max_rel is not None:
+            far = {name: row.max_rel for name, row in self.outputs.items() if not row.max_rel <= max_rel}
+            found += [f"output {name} differs by {rel:.3g} of its peak, more than {max_rel:g}" for name, rel in far.items()]
+        if max_drop is not None and self.metric is not None and not self.metric.drop <= max_drop:
+            found.append(f"{self.metric.name} falls by {self.metric.drop:.4g}, more than {max_drop:g}")
+        return found
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    *,
+    data: str | None,
+    images: str | None,
+    dims: Mapping[str, int],
+    metric: str | None,
+    target: str,
+    seed: int,
+    progress: Progress,
+) -> ComparedFiles:
+    """Run both files on the same samples.
+
+    Raises:
+        ModelError: One cannot be read or run, or they do not have the same inputs and outputs.
+        DataError: The data does not fit, or a metric was asked for without data.
+        MissingError: The target's runtime is not there.
+    """
+    where = targets.load(target)
+    runtime = targets.runtime(where)
+    one, other = model.load(first), model.load(second)
+    for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
+        names = [sorted(spec.name for spec in specs(each)) for each in (one, other)]
+        if names[0] != names[1]:
+            raise ModelError(
+                f"the models' {side} differ: {', '.join(names[0])} against {', '.join(names[1])}", where=str(second)
+            )
+    with runtime.open(first, where) as reference, runtime.open(second, where) as candidate:
+        if data is not None:
+            samples = open_dataset(data, model.input_specs(one), images=images)
+        elif metric is not None:
+            raise DataError(f"the metric {metric!r} needs data", hint="Give --data.")
+        else:
+            samples = generate(one, dims=dims, seed=seed, runs=reference.accepts)
+        chosen = None if samples.generated else metrics.choose(
+            metric, reference.outputs, samples.labelled, labels_dtype=samples.labels_dtype
+        )
+        found = evaluate.compare(reference, candidate, samples, chosen, progress=progress)
+    notes = [*samples.notes]
+    if samples.generated:
+        notes.append("Inputs were generated: they show agreement, not accuracy.")
+    return ComparedFiles(
+        first=str(first),
+        second=str(second),
+        target=where.name,
+        data=samples.name,
+        generated=samples.generated,
+        samples=found.samples,
+        mismatches=found.mismatched(),
+        outputs={name: divergence_row(row) for name, row in found.outputs.items()},
+        metric=metric_row(found.metric),
+        notes=notes,
+    )

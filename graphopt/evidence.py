@@ -1,0 +1,149 @@
+"""What is known about a candidate: its outputs and metric against the original's, and its time against the original's.
+
+One ``Evidence`` serves a whole run: the original's session stays open and its outputs on the data are kept
+(``evaluate.Reference``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import evaluate, timing
+from .contracts import NodeTime, Progress, Runtime, Session, SessionOptions
+from .dataset import Dataset
+from .metrics import MetricFactory
+from .report.schema import MetricRow, OperatorTime, OutputDivergence, Timing, Validation
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How candidates are compared with the original, and on what."""
+
+    original: Path
+    runtime: Runtime
+    target: Target
+    reference: evaluate.Reference
+    data: Dataset
+    metric: MetricFactory | None
+    max_drop: float | None
+    lossy: bool
+    """Whether the outputs may differ: then the metric's drop decides, not the outputs' tolerance."""
+    time_limit: float
+    seed: int
+    progress: Progress
+
+    def open(self, path: Path) -> Session:
+        """Open a file on the target."""
+        return self.runtime.open(path, self.target, SessionOptions(threads=self.target.threads))
+
+    def differences(self, candidate: Path, before: Path | None, samples: int) -> list[str]:
+        """The outputs of a lossless pass's result that are not what they were, on the first samples.
+
+        Args:
+            candidate: The model after the pass.
+            before: The model before it; None when that is still equal to the original.
+            samples: How many samples to compare.
+        """
+        data = self.data.first(samples)
+        with self.open(candidate) as session:
+            if before is None:
+                reference = evaluate.Reference(self.reference.session, data)
+                found = evaluate.compare(reference, session, data, progress=self.progress)
+            else:
+                with self.open(before) as previous:
+                    found = evaluate.compare(previous, session, data, progress=self.progress)
+            return evaluate.problems(found, session.outputs)
+
+    def over_budget(self, candidate: Path) -> str | None:
+        """Why a lossy candidate costs too much on all samples; None when it is within the budget."""
+        with self.open(candidate) as session:
+            found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+        return self._over_budget(found)
+
+    def validate(self, candidate: Path) -> Validation:
+        """Compare the file with the original on all samples."""
+        with self.open(candidate) as session:
+            found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+            problems = [] if self.lossy else evaluate.problems(found, session.outputs)
+        if (over := self._over_budget(found)) is not None and over not in problems:
+            problems.append(over)
+        return Validation(
+            samples=found.samples,
+            data=self.data.name,
+            generated=self.data.generated,
+            outputs={name: divergence_row(divergence) for name, divergence in found.outputs.items()},
+            metric=metric_row(found.metric),
+            max_drop=self.max_drop,
+            passed=not problems,
+            problems=problems,
+        )
+
+    def _over_budget(self, found: evaluate.Evaluation) -> str | None:
+        if found.mismatches:
+            return "; ".join(found.mismatched())
+        if found.metric is None or self.max_drop is None or found.metric.drop <= self.max_drop + 1e-12:
+            return None
+        return f"{found.metric.name} falls by {found.metric.drop:.4g}, more than {self.max_drop:g}"
+
+    def time(self, candidate: Path) -> Timing:
+        """Time the file against the original, interleaved, one sample a run, and profile both by operator."""
+        batch = next(iter(self.data.first(1).batches()))
+        measured = timing.compare(
+            lambda: self.open(self.original),
+            lambda: self.open(candidate),
+            batch.feed,
+            limit_seconds=self.time_limit,
+            rng=np.random.default_rng(self.seed),
+            progress=self.progress,
+        )
+        with self.progress.stage("profiling by operator"):
+            before = self.runtime.profile(self.original, self.target, batch.feed)
+            after = self.runtime.profile(candidate, self.target, batch.feed)
+        return Timing(
+            target=self.target.name,
+            provider=measured.provider,
+            threads=measured.threads,
+            clock=measured.clock,
+            rounds=measured.rounds,
+            before_ms=measured.before_ms,
+            after_ms=measured.after_ms,
+            speedup=measured.speedup,
+            speedup_low=measured.speedup_low,
+            speedup_high=measured.speedup_high,
+            wall_before_ms=measured.wall_before_ms,
+            wall_after_ms=measured.wall_after_ms,
+            converged=measured.converged,
+            verdict=timing.verdict(measured),
+            operators=_by_operator(before, after),
+        )
+
+
+def divergence_row(found: evaluate.Divergence) -> OutputDivergence:
+    """A divergence as the report holds it."""
+    return OutputDivergence(max_abs=found.max_abs, max_rel=found.max_rel, cosine=found.cosine, sqnr_db=found.sqnr_db)
+
+
+def metric_row(found: evaluate.MetricResult | None) -> MetricRow | None:
+    """A metric as the report holds it."""
+    if found is None:
+        return None
+    return MetricRow(name=found.name, before=found.before, after=found.after, drop=found.drop)
+
+
+def _by_operator(before: Sequence[NodeTime], after: Sequence[NodeTime]) -> list[OperatorTime]:
+    """Time and number of nodes by operator type, before and after; the most expensive first."""
+    rows: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0, 0])
+    for side, nodes in enumerate((before, after)):
+        for node in nodes:
+            rows[node.op_type][side] += node.milliseconds
+            rows[node.op_type][2 + side] += 1
+    return [
+        OperatorTime(op_type=name, before_ms=b, after_ms=a, before_count=int(before_count), after_count=int(after_count))
+        for name, (b, a, before_count, after_count) in sorted(rows.items(), key=lambda row: -max(row[1][:2]))
+    ]

@@ -1,0 +1,71 @@
+"""What a model is: the facts that the report and ``graphopt inspect`` tell, and which of its nodes weigh most."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from . import cost, model
+from .contracts import TensorSpec
+from .report.schema import ModelFacts
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """One node: its multiply-accumulates for one sample (None: shapes unknown) and the weights that it reads."""
+
+    name: str
+    op_type: str
+    macs: int | None
+    parameters: int
+    weight_bytes: int
+
+
+def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
+    """Facts of a model and the file that it is in; ``name`` is the path to show when it is not the file's own."""
+    operators = Counter(operator(node) for node in model.nodes(loaded) if node.op_type != "Constant")
+    return ModelFacts(
+        path=str(name or path),
+        sha256=model.file_sha256(path),
+        bytes=model.file_bytes(path),
+        nodes=model.count_nodes(loaded),
+        parameters=model.parameters(loaded),
+        macs=cost.total_macs(loaded),
+        opset=model.opset(loaded),
+        inputs=[describe(spec) for spec in model.input_specs(loaded)],
+        outputs=[describe(spec) for spec in model.output_specs(loaded)],
+        operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def heaviest(loaded: ir.Model, count: int = 10) -> list[NodeFacts]:
+    """The nodes with the most multiply-accumulates, then the most weight bytes; at most ``count`` of them."""
+    macs = cost.node_macs(loaded)
+    rows = []
+    for node in model.nodes(loaded):
+        tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+        rows.append(
+            NodeFacts(
+                name=node.name or (node.outputs[0].name if node.outputs else "") or node.op_type,
+                op_type=operator(node),
+                macs=macs.get(node, 0),
+                parameters=sum(tensor.size for tensor in tensors),
+                weight_bytes=sum(tensor.nbytes for tensor in tensors),
+            )
+        )
+    rows = [row for row in rows if row.macs or row.weight_bytes]
+    return sorted(rows, key=lambda row: (-(row.macs or 0), -row.weight_bytes))[:count]
+
+
+def operator(node: ir.Node) -> str:
+    """The node's operator, with its domain unless that is ONNX's own."""
+    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+
+
+def describe(spec: TensorSpec) -> str:
+    """An input or output in one line: ``input float32 [N, 3, 224, 224]``."""
+    dims = "[?]" if spec.shape is None else "[" + ", ".join("?" if dim is None else str(dim) for dim in spec.shape) + "]"
+    return f"{spec.name} {'string' if spec.dtype == object else spec.dtype} {dims}"

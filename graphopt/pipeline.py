@@ -1,0 +1,385 @@
+"""The loop: apply a pass, verify, evaluate, keep it or undo it; then write, compare, time, and keep only what pays.
+
+    load -> the target opens the original -> data preflight
+         -> each pass: clone, apply, checker, differential run or metric, kept or undone, a line in the journal
+         -> the file as it will be written: compared on all data, timed against the original; what does not pay is undone
+         -> rename, report, exit code
+
+``optimize`` is the public function and what the command line calls. A pass that raises, breaks the graph, changes the
+signature or changes an answer is undone and named in the report; nothing is written unless the verdict is good.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from . import __version__, evaluate, inspection, metrics, model, targets, verdict
+from . import recipe as recipes
+from .contracts import Budget, Context, LossyPass, Progress, Session, SessionOptions, Silent
+from .dataset import Dataset, open_dataset
+from .environment import environment, peak_rss_bytes
+from .errors import BudgetError, DataError, ModelError, UsageError
+from .evidence import Evidence
+from .generate import generate
+from .journal import Done, Journal
+from .recipe import Recipe, Step
+from .report.schema import ChangeRow, PassRow, Report
+from .targets import Target
+from .trial import Stage, Trial
+from .verdict import Judgement
+
+LISTED_CHANGES = 5000
+"""Changes listed per pass in the report; the rest is counted."""
+LOSSY_MAX_DROP = 0.01
+"""The budget of recipes with lossy passes when the user gives none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides one run; made and checked by ``optimize``."""
+
+    model: Path
+    output: Path
+    recipe: Recipe
+    target: Target
+    data: str | None
+    eval_data: str | None
+    images: str | None
+    dims: Mapping[str, int]
+    metric: str | None
+    budget: Budget
+    exclude: tuple[str, ...]
+    external_data: model.ExternalData
+    verify: bool
+    timing: bool
+    time_limit: float
+    resume: bool
+    seed: int
+    command: str
+
+
+def optimize(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Recipe = "lossless",
+    target: str | Target = "cpu",
+    data: str | None = None,
+    eval_data: str | None = None,
+    images: str | None = None,
+    dims: Mapping[str, int] | None = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    goal: Literal["latency", "size"] = "latency",
+    settings: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    external_data: model.ExternalData = "auto",
+    verify: bool = True,
+    timing: bool = True,
+    time_limit: float = 10.0,
+    resume: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    command: str = "graphopt.optimize",
+) -> Report:
+    """Optimize an ONNX file and return the evidence; the file is written only if the verdict is good (``report.passed``).
+
+    Args:
+        model: The ONNX file; it is never changed.
+        output: Where to write; default ``MODEL.opt.onnx`` beside the input.
+        recipe: A preset, a YAML file, or a ``Recipe``.
+        target: A target, or the path of a YAML file with one.
+        data: Unlabelled samples for calibration and comparison (``dataset.py`` has the forms).
+        eval_data: Labelled samples for the metric.
+        images: How images in folders become tensors (``images.py``).
+        dims: Sizes of dynamic dimensions for generated inputs, by symbol.
+        metric: ``top1``, ``agreement``, ... or ``module:function``; default by what the data holds.
+        max_drop: How far the metric may fall, absolute. Default: 0.01 for recipes with lossy passes.
+        goal: ``latency``: never slower; ``size``: never larger.
+        settings: ``PASS.OPTION=VALUE`` overrides.
+        exclude: Glob patterns of sites that are left alone.
+        external_data: ``auto`` embeds weights under 1.5 GB.
+        verify: False skips every comparison with the original; the report says so.
+        timing: False skips timing; the report says so.
+        time_limit: Seconds for the timing at most.
+        resume: Continue a run of the same job that was killed.
+        seed: One seed makes a run reproducible to the byte.
+        progress: Told what is being done.
+        command: The command line, for the report.
+
+    Raises:
+        UsageError: A wrong name, option or path.
+        ModelError: The model cannot be read or run.
+        DataError: The data does not fit the model.
+        MissingError: The target's runtime is not there.
+    """
+    source = Path(model)
+    chosen = recipes.load(recipe, settings) if isinstance(recipe, str) else recipe
+    lossy = any(isinstance(step.rewrite, LossyPass) for step in chosen.steps)
+    if lossy and max_drop is None:
+        max_drop = LOSSY_MAX_DROP
+    job = Job(
+        model=source,
+        output=_output(source, output),
+        recipe=chosen,
+        target=targets.load(target) if isinstance(target, str) else target,
+        data=data,
+        eval_data=eval_data,
+        images=images,
+        dims=dict(dims or {}),
+        metric=metric,
+        budget=Budget(max_drop, goal),
+        exclude=tuple(exclude),
+        external_data=external_data,
+        verify=verify,
+        timing=timing,
+        time_limit=time_limit,
+        resume=resume,
+        seed=seed,
+        command=command,
+    )
+    if lossy and not (data or eval_data):
+        raise DataError(
+            f"the recipe {chosen.name!r} can cost accuracy, which generated inputs cannot show",
+            hint="Give --data with samples of what the model will see, or --eval with labels too.",
+        )
+    with ExitStack() as stack:
+        return _Run(job, progress or Silent(), stack).execute()
+
+
+def _output(source: Path, output: str | Path | None) -> Path:
+    """The path to write to, checked before any work.
+
+    Raises:
+        UsageError: It is the input itself, a folder, or in a folder that is not there or cannot be written to.
+    """
+    path = source.with_suffix(".opt.onnx") if output is None else Path(output)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UsageError("the output is the input, which is never changed", where=str(path), hint="Choose another -o.")
+    if path.is_dir():
+        raise UsageError("the output is a folder", where=str(path), hint="Give the name of a file, such as model.opt.onnx.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError("the folder of the output does not exist", where=str(folder), hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UsageError("the folder of the output cannot be written to", where=str(folder), hint="Choose another -o.")
+    return path
+
+
+class _Run:
+    """One run of a job. ``stages`` grows by one for each pass that is kept."""
+
+    def __init__(self, job: Job, progress: Progress, stack: ExitStack) -> None:
+        self.started = (time.perf_counter(), time.process_time())
+        self.job = job
+        self.progress = progress
+        self.stack = stack
+        self.notes: list[str] = []
+        self.rows: list[PassRow] = []
+        self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
+        self.runtime = targets.runtime(job.target)
+        with progress.stage(f"reading {job.model.name}"):
+            original = model.load(job.model)
+            self.input = inspection.facts(original, job.model)
+        self.notes += original.meta.get("graphopt.notes", [])
+        self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
+        self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
+        self.session = stack.enter_context(self._open(job.model)) if job.verify or job.timing or self.lossy else None
+        self.data, self.evidence = self._open_data(original)
+
+    # ------------------------------------------------------------------------------------------------------- preparation
+
+    def _open(self, path: Path) -> Session:
+        return self.runtime.open(path, self.job.target, SessionOptions(threads=self.job.target.threads))
+
+    def _open_model(self, candidate: ir.Model) -> Session:
+        """The session factory that passes are given."""
+        folder = Path(tempfile.mkdtemp(dir=self.temporary))
+        return self._open(model.save(candidate, folder / "model.onnx").path)
+
+    def _open_data(self, original: ir.Model) -> tuple[Dataset | None, Evidence | None]:
+        """The unlabelled data that passes may use, and the evidence on the data that the written file is checked on."""
+        job, specs = self.job, model.input_specs(original)
+        with self.progress.stage("checking the data"):
+            given = open_dataset(job.data, specs, images=job.images) if job.data else None
+            checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data else given
+            if checks is None and self.session is not None:
+                checks = generate(original, dims=job.dims, seed=job.seed, runs=self.session.accepts)
+                self.notes.append("Inputs were generated: they show agreement and speed, not accuracy.")
+        for dataset in (given, checks):
+            self.notes += [] if dataset is None else [note for note in dataset.notes if note not in self.notes]
+        if self.session is None or checks is None:
+            return given, None
+        metric = None
+        if not checks.generated:
+            metric = metrics.choose(
+                job.metric, self.session.outputs, checks.labelled, labels_dtype=checks.labels_dtype
+            )
+        elif job.metric or job.budget.max_drop is not None:
+            option = "--metric" if job.metric else "--max-drop"
+            raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")
+        evidence = Evidence(
+            original=job.model,
+            runtime=self.runtime,
+            target=job.target,
+            reference=evaluate.Reference(self.session, checks),
+            data=checks,
+            metric=metric,
+            max_drop=job.budget.max_drop,
+            lossy=self.lossy,
+            time_limit=job.time_limit,
+            seed=job.seed,
+            progress=self.progress,
+        )
+        return given or checks, evidence
+
+    def _key(self) -> dict[str, object]:
+        """What decides the result; a journal is resumed only when all of it is the same."""
+        job, checks = self.job, self.evidence and self.evidence.data
+        return {
+            "version": __version__,
+            "input": self.input.sha256,
+            "recipe": [(step.name, step.options) for step in job.recipe.steps],
+            "target": job.target.model_dump(mode="json"),
+            "data": [data and data.fingerprint for data in (self.data, checks)],
+            "choices": [job.metric, job.budget.max_drop, job.budget.goal, job.exclude, job.external_data, job.seed, job.verify],
+        }
+
+    # --------------------------------------------------------------------------------------------------------- the passes
+
+    def execute(self) -> Report:
+        """Run every pass, then judge what would be written."""
+        job, original = self.job, self.stages[0]
+        journal = Journal(job.output, self._key(), resume=job.resume)
+        if job.resume and not journal.done:
+            self.notes.append("There was nothing to resume: the job was run from its beginning.")
+        trial = Trial(original.model, _passes_full_check(original.model), self.evidence, job.verify, job.external_data)
+        for index, step in enumerate(job.recipe.steps):
+            if index < len(journal.done):
+                self._restore(journal.done[index], step)
+                continue
+            with self.progress.stage(f"{step.name} ({index + 1} of {len(job.recipe.steps)})"):
+                self._attempt(step, trial, journal.stage(index, step.name) / job.output.name, journal)
+        report = self._finish(journal)
+        journal.remove()
+        return report
+
+    def _restore(self, done: Done, step: Step) -> None:
+        self.rows.append(done.row)
+        self.notes.append(f"{done.row.name} was finished by an earlier run and taken from its journal.")
+        if done.stage is not None:
+            self._push(model.load(done.stage), done.stage, len(self.rows) - 1, isinstance(step.rewrite, LossyPass))
+
+    def _push(self, kept: ir.Model, path: Path, row: int | None, lossy: bool) -> None:
+        size = model.file_bytes(path)
+        self.stages.append(Stage(kept, path, model.count_nodes(kept), size, row, lossy or self.stages[-1].lossy))
+
+    def _attempt(self, step: Step, trial: Trial, path: Path, journal: Journal) -> None:
+        begun, before = time.perf_counter(), self.stages[-1]
+        context = Context(
+            target=self.job.target,
+            open_session=self._open_model,
+            data=self.data,
+            rng=np.random.default_rng(self.job.seed),
+            progress=self.progress,
+            exclude=self.job.exclude,
+            growth_bytes=verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes),
+        )
+        outcome = trial.run(step.rewrite, before, path, context)
+        if outcome.model is not None and outcome.path is not None:
+            self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
+        after = self.stages[-1]
+        changes = [ChangeRow(site=c.site, what=c.what, why=c.why, done=c.done) for c in outcome.changes]
+        row = PassRow(
+            name=step.name,
+            options=step.options,
+            seconds=round(time.perf_counter() - begun, 3),
+            kept=outcome.kept,
+            why=outcome.why,
+            nodes_before=before.nodes,
+            nodes_after=after.nodes,
+            bytes_before=before.bytes,
+            bytes_after=after.bytes,
+            changes=changes[:LISTED_CHANGES],
+            changes_left_out=max(0, len(changes) - LISTED_CHANGES),
+        )
+        self.rows.append(row)
+        journal.add(row, outcome.path)
+
+    # -------------------------------------------------------------------------------------------------------- the verdict
+
+    def _finish(self, journal: Journal) -> Report:
+        """Judge the file that would be written; put it in place, or undo the last pass and judge again."""
+        job = self.job
+        undone = not all(row.kept for row in self.rows)
+        if len(self.stages) == 1 and not undone:  # nothing needed changing: the same graph is written
+            path = journal.stage(len(self.rows), "unchanged") / job.output.name
+            saved = model.save(self.stages[0].model, path, job.external_data)
+            self._push(self.stages[0].model, saved.path, None, False)
+        judged = Judgement(None, None, None, None)
+        while len(self.stages) > 1:
+            stage = self.stages[-1]
+            judged = self._judge(stage)
+            if judged.problem is None or stage.row is None:
+                break
+            row = self.rows[stage.row]
+            self.rows[stage.row] = row.model_copy(update={"kept": False, "why": judged.problem})
+            self.stages.pop()
+        passed = len(self.stages) > 1 and judged.problem is None
+        if passed:
+            with self.progress.stage(f"writing {job.output.name}"):
+                model.move(self.stages[-1].path, job.output)
+        if not job.verify:
+            self.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
+        if not job.timing:
+            self.notes.append("Not timed: whether the output is faster is not known (--timing off).")
+        return Report(
+            schema=1,
+            graphopt_version=__version__,
+            command=job.command,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=job.seed,
+            seconds=round(time.perf_counter() - self.started[0], 3),
+            cpu_seconds=round(time.process_time() - self.started[1], 3),
+            peak_rss_bytes=peak_rss_bytes(),
+            recipe=job.recipe.name,
+            target=job.target.name,
+            goal=job.budget.goal,
+            verdict=verdict.sentence(self.input, judged, self.rows, passed=passed),
+            passed=passed,
+            exit_code=0 if passed else BudgetError.exit_code,
+            environment=environment(),
+            input=self.input,
+            output=judged.facts if passed else None,
+            passes=self.rows,
+            validation=judged.validation,
+            timing=judged.timing,
+            notes=self.notes,
+        )
+
+    def _judge(self, stage: Stage) -> Judgement:
+        job, evidence = self.job, self.evidence
+        facts = inspection.facts(stage.model, stage.path, job.output)
+        validation = evidence.validate(stage.path) if evidence and job.verify else None
+        timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
+        problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)
+        return Judgement(facts, validation, timing, problem)
+
+
+def _passes_full_check(loaded: ir.Model) -> bool:
+    try:
+        model.check(loaded, full=True)
+    except ModelError:
+        return False
+    return True

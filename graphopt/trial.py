@@ -1,0 +1,125 @@
+"""One pass on trial: applied to a clone, checked, and kept only if the answers stay right.
+
+A lossless pass must leave every output equal; a lossy one must hold the budget, and backs off from harsh settings to
+gentle ones until it does. A pass that raises, writes an invalid graph or touches the signature is undone, and the
+outcome says why.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from . import allocate, model
+from .contracts import Change, Context, LossyPass, Pass
+from .errors import GraphoptError, ModelError
+from .evidence import Evidence
+
+_LOG = logging.getLogger(__name__)
+
+CHECK_SAMPLES = 16
+"""Samples of the differential run after a lossless pass; the written file is compared on all."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The model after a pass that was kept, and the file that it is in. The first stage of a run is the input."""
+
+    model: ir.Model
+    path: Path
+    nodes: int
+    bytes: int
+    row: int | None = None
+    """Index of the pass in the report; None: no pass changed anything."""
+    lossy: bool = False
+    """Whether a lossy pass was kept up to here."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a pass. With a ``model``, that is the new stage, and ``path`` is its file; else all is as before."""
+
+    kept: bool
+    why: str
+    changes: Sequence[Change] = ()
+    model: ir.Model | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial needs: the signature to keep, how to compare, and where to write."""
+
+    original: ir.Model
+    full_check: bool
+    """Whether strict shape inference must accept the result: only if it accepts the original."""
+    evidence: Evidence | None
+    verify: bool
+    external_data: model.ExternalData
+
+    def run(self, rewrite: Pass | LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
+        """Try ``rewrite`` on the model ``before``; a result that is kept is written to ``path``.
+
+        Raises:
+            GraphoptError: The pass needs something from the user (an option, data, an extra).
+        """
+        try:
+            if isinstance(rewrite, LossyPass):
+                return self._lossy(rewrite, before, path, context)
+            return self._lossless(rewrite, before, path, context)
+        except GraphoptError:
+            raise
+        except Exception as error:  # whatever a pass does wrong must not lose the run
+            _LOG.debug("the pass %s failed", rewrite.name, exc_info=True)
+            return Outcome(False, f"the pass failed with {type(error).__name__}: {error}")
+
+    def _lossless(self, rewrite: Pass, before: Stage, path: Path, context: Context) -> Outcome:
+        candidate = model.clone(before.model)
+        changes = rewrite.apply(candidate, context)
+        if not any(change.done for change in changes):
+            return Outcome(True, "nothing to change", changes)
+        problem = self._write(candidate, path)
+        if problem is None and self.evidence is not None and self.verify:
+            found = self.evidence.differences(path, before.path if before.lossy else None, CHECK_SAMPLES)
+            problem = f"the outputs changed: {'; '.join(found)}" if found else None
+        if problem is not None:
+            return Outcome(False, problem, changes)
+        why = "the outputs agree with the model before" if self.verify else "not compared (--verify off)"
+        return Outcome(True, why, changes, candidate, path)
+
+    def _lossy(self, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
+        """Try plans from harsh to gentle; the first that holds the budget is kept."""
+        assert self.evidence is not None, "a recipe with a lossy pass is not started without data"
+        offered = rewrite.sites(before.model, context)
+        sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
+        declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
+        if not sites:
+            return Outcome(True, f"nothing to change: 0 of {len(offered)} sites can be treated", declined)
+        tried: list[str] = []
+        for plan in allocate.uniform(sites):
+            candidate = model.clone(before.model)
+            changes = [*rewrite.apply(candidate, plan, context), *declined]
+            problem = self._write(candidate, path) or self.evidence.over_budget(path)
+            if problem is None:
+                why = f"{len(plan)} of {len(offered)} sites, within the budget"
+                return Outcome(True, "; ".join([why, *(f"not {t}" for t in tried)]), changes, candidate, path)
+            labels = sorted({setting.label for setting in plan.values()})
+            tried.append(f"{', '.join(labels)}: {problem}")
+        return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
+
+    def _write(self, candidate: ir.Model, path: Path) -> str | None:
+        """Check a candidate and write it; what is wrong with it, if anything."""
+        for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
+            if specs(candidate) != specs(self.original):
+                return f"the model's {side} changed"
+        try:
+            model.check(candidate, full=self.full_check)
+        except ModelError as error:
+            return f"the result is not valid: {error.what}"
+        model.save(candidate, path, self.external_data)
+        return None

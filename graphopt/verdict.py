@@ -1,0 +1,87 @@
+"""The verdict: whether a written file keeps what was promised, and one sentence that says what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .report.schema import ModelFacts, PassRow, Timing, Validation
+
+SAME_SIZE = 0.001
+"""Files whose sizes differ by less than this part are called equally large."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known about the file that would be written, and why it must not be (``problem``)."""
+
+    facts: ModelFacts | None
+    validation: Validation | None
+    timing: Timing | None
+    problem: str | None
+
+
+def growth_limit(size: int) -> int:
+    """By how many bytes a file of ``size`` bytes may grow in all: 1 MB or 5 %, whichever is more."""
+    return max(1_000_000, size // 20)
+
+
+def problem(
+    before: ModelFacts,
+    after: ModelFacts,
+    validation: Validation | None,
+    timing: Timing | None,
+    goal: Literal["latency", "size"],
+) -> str | None:
+    """Say why the file does not pay; None when it does.
+
+    It must agree with the original (or hold the budget). With the goal ``latency`` it must not be slower beyond the noise, nor grow
+    by more than ``growth_limit``; with ``size`` it must not be larger.
+    """
+    if validation is not None and not validation.passed:
+        return "; ".join(validation.problems)
+    if goal == "latency" and timing is not None and timing.verdict == "slower":
+        return f"slower than the original: {_speed(timing)}"
+    allowed = growth_limit(before.bytes) if goal == "latency" else 0
+    if after.bytes > before.bytes + allowed:
+        return f"larger than the original: {after.bytes:,} bytes instead of {before.bytes:,}"
+    return None
+
+
+def sentence(before: ModelFacts, judged: Judgement, rows: Sequence[PassRow], *, passed: bool) -> str:
+    """What came out, for the top of the report."""
+    if not passed:
+        undone = [f"{row.name} ({row.why})" for row in rows if not row.kept]
+        reason = f"Every pass was undone: {'; '.join(undone)}" if undone else judged.problem
+        return f"Nothing was written. {reason}."
+    assert judged.facts is not None
+    parts = [_speed(judged.timing) if judged.timing else "not timed", _size(before.bytes, judged.facts.bytes)]
+    if before.nodes != judged.facts.nodes:
+        parts.append(f"{before.nodes} nodes became {judged.facts.nodes}")
+    parts.append(_answers(judged.validation))
+    text = ", ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _speed(timing: Timing) -> str:
+    interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f}"
+    if timing.verdict == "same":
+        return f"same speed ({timing.speedup:.2f}x, {interval})"
+    return f"{timing.speedup:.2f}x the speed ({interval})"
+
+
+def _size(before: int, after: int) -> str:
+    change = (after - before) / before
+    if abs(change) < SAME_SIZE:
+        return "same size"
+    return f"{abs(change):.1%} {'smaller' if change < 0 else 'larger'}"
+
+
+def _answers(validation: Validation | None) -> str:
+    if validation is None:
+        return "not verified"
+    metric = validation.metric
+    worst = max((output.max_rel for output in validation.outputs.values()), default=0.0)
+    agree = "outputs equal" if worst == 0 else f"outputs within {worst:.1e} of the original's"
+    return agree if metric is None else f"{metric.name} {metric.before:.4g} before and {metric.after:.4g} after, {agree}"
