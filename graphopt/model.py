@@ -1,0 +1,199 @@
+"""Models from file to file: load, check, count, save.
+
+``ir.Model`` is the one representation of a graph; ModelProto stays in here. Loading validates everything that can be
+known without running the model, and reads no weights: they stay in their files until a pass asks for one. Parts:
+``reading`` (the file), ``validate`` and ``checker`` (is it a model), ``external`` (weights in files), ``saving``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from . import checker
+from .contracts import TensorSpec
+from .errors import ModelError
+from .external import DataFiles, FileTensor
+from .reading import locations, read, root_cause
+from .saving import ExternalData, Saved, move, save
+from .validate import validate
+from .weights import Place, graphs, is_large, parameters, swapped, weight_bytes, weights
+from .wire import reference
+
+__all__ = [
+    "NOTES",
+    "ExternalData",
+    "Saved",
+    "check",
+    "clone",
+    "count_nodes",
+    "file_bytes",
+    "file_sha256",
+    "input_specs",
+    "load",
+    "move",
+    "nodes",
+    "opset",
+    "output_specs",
+    "parameters",
+    "save",
+    "weight_bytes",
+    "weights",
+]
+
+NOTES = "graphopt.notes"
+"""Key of ``model.meta`` under which ``load`` leaves a list of what it mended."""
+_TENSOR_ATTRIBUTES = {ir.AttributeType.TENSOR, ir.AttributeType.TENSORS}
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read and validate a model. Weights stay in their files; ``model.meta[NOTES]`` tells what was mended.
+
+    Raises:
+        ModelError: There is no such file, it is not a valid model, or its external data are missing, too short or
+            outside its folder. The message names the node or the file.
+    """
+    path = Path(path)
+    try:
+        proto, contents = read(path)
+        files = DataFiles(path, contents)
+        notes = validate(proto, files)
+        checker.run(proto, full=False)
+        model = _represent(proto, files)
+    except ModelError as error:
+        where = str(path) if error.where is None else f"{path}, {error.where}"
+        raise ModelError(error.what, where=where, hint=error.hint) from error.__cause__
+    model.meta[NOTES] = notes
+    return model
+
+
+def check(model: ir.Model, full: bool = True) -> None:
+    """Run the onnx checker, with ``full`` strict shape inference too. Large weights are not copied; ``model`` stays as it is.
+
+    Raises:
+        ModelError: The model is not valid; the message names the node where it can.
+    """
+    try:
+        with swapped(model, lambda place: _without_data(place, model)):
+            proto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"the model cannot be written as ONNX: {root_cause(error)}") from error
+    checker.run(proto, full=full)
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy of the graph; tensors are shared."""
+    return model.clone()
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes: of the graph, of functions, and of their subgraphs."""
+    for graph in graphs(model):
+        yield from graph
+
+
+def count_nodes(model: ir.Model) -> int:
+    """How many nodes there are; Constant nodes do nothing and are not counted."""
+    return sum(node.op_type != "Constant" for node in nodes(model))
+
+
+def opset(model: ir.Model) -> int:
+    """Version of the default domain; 0 when the model does not import it."""
+    return model.opset_imports.get("", 0)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of one file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_bytes(path: str | Path) -> int:
+    """Size of a model on the disk: its file and the files of its external data.
+
+    Raises:
+        ModelError: It is not a model file, or its external data are missing.
+    """
+    path = Path(path)
+    proto, contents = read(path)
+    files = DataFiles(path, contents)
+    return path.stat().st_size + sum(files[location].bytes for location in locations(proto) - {path.name})
+
+
+def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """What a user must feed: the graph's inputs that have no initializer.
+
+    Raises:
+        ModelError: An input has no type.
+    """
+    return tuple(_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers)
+
+
+def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """What a run returns.
+
+    Raises:
+        ModelError: An output has no type.
+    """
+    return tuple(_spec(value) for value in model.graph.outputs)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype in {None, ir.DataType.UNDEFINED}:
+        raise ModelError("this input or output of the model has no type", where=repr(value.name))
+    dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else np.dtype(value.dtype.numpy())
+    if value.shape is None:
+        return TensorSpec(value.name or "", dtype, None)
+    return TensorSpec(value.name or "", dtype, tuple(_dimension(dim) for dim in value.shape))
+
+
+def _dimension(dim: int | ir.SymbolicDim) -> int | str | None:
+    """A size, a symbol, or None; some exporters write -1 for a dynamic dimension."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value or None
+
+
+def _represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
+    """The graph of a valid ModelProto, its external tensors bound to their files."""
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # whatever the library raises on a model that it does not support
+        raise ModelError(f"the model cannot be represented: {root_cause(error)}") from error
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _bound(value.const_value, files)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type in _TENSOR_ATTRIBUTES and not attribute.is_ref():
+                    node.attributes[name] = _bound_attribute(attribute, files)
+    return model
+
+
+def _bound_attribute(attribute: ir.Attr, files: DataFiles) -> ir.Attr:
+    tensors = attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else [attribute.as_tensor()]
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+        return attribute
+    bound = [_bound(tensor, files) if isinstance(tensor, ir.ExternalTensor) else tensor for tensor in tensors]
+    value = bound if attribute.type == ir.AttributeType.TENSORS else bound[0]
+    return ir.Attr(attribute.name, attribute.type, value, doc_string=attribute.doc_string)
+
+
+def _bound(tensor: ir.ExternalTensor, files: DataFiles) -> FileTensor:
+    return FileTensor(files[str(tensor.location)], tensor.offset or 0, tensor)
+
+
+def _without_data(place: Place, model: ir.Model) -> ir.TensorProtocol | None:
+    """A tensor of the same type and shape for the checker; None where the tensor is small, or the checker needs it."""
+    if not is_large(place.tensor):
+        return None
+    replaceable = isinstance(place.owner, ir.Value) and place.owner.graph is model.graph
+    if not replaceable and opset(model) < checker.SPARSE_CONSTANT_OPSET:
+        return None
+    return reference(place.tensor, "elsewhere", 0, place.tensor.nbytes)

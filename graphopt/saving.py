@@ -1,0 +1,315 @@
+"""Writing a model so that an existing one is replaced as a whole or not at all.
+
+Both files are written beside their final place under names that nobody uses, and flushed to the disk. Then the data
+file is put in place, then the model is renamed over the old one, then a data file that only the old one used is
+removed: at any moment the model that is there finds its data. The data file's name carries a hash of its content, so
+the new one does not touch the old one, and the same model makes the same bytes.
+
+Weights are copied from file to file in pieces; those in memory are written one by one. No copy of all weights is ever
+made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import onnx
+import onnx_ir as ir
+
+from . import wire
+from .errors import ModelError, UsageError
+from .external import FileTensor
+from .reading import locations, read, root_cause
+from .weights import Place, is_large, places, swapped, weight_bytes
+
+ExternalData = Literal["auto", "always", "never"]
+"""Whether weights go to a file of their own; ``auto``: from ``EMBED_LIMIT_BYTES`` on."""
+EMBED_LIMIT_BYTES = 1_500_000_000
+"""With ``auto`` weights of this size or more go to a file of their own."""
+_PAGE_BYTES = 4096
+_PAGED_BYTES = 1 << 20  # tensors from here on begin at a page, so that a runtime can map them
+_ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written: ``bytes`` of both files together, ``sha256`` of the .onnx file (hexadecimal)."""
+
+    path: Path
+    data_path: Path | None
+    bytes: int
+    sha256: str
+
+
+def save(
+    model: ir.Model,
+    path: str | Path,
+    external_data: ExternalData = "auto",
+    data_name: str | None = None,
+) -> Saved:
+    """Write ``model`` to ``path``; what is there is replaced as a whole. The model stays as it is.
+
+    Args:
+        model: The model. Its weights may lie in the very files that are replaced.
+        path: The .onnx file; its folder must exist.
+        external_data: Whether the weights go to a file of their own; ``auto``: from 1.5 GB on.
+        data_name: Name of that file, in the folder of ``path``. By default ``STEM.HASH.data``; with a name of your own, a
+            crash between the two renames can leave an old model with new data.
+
+    Raises:
+        UsageError: The place cannot be written to, or the weights do not fit where they shall go. Nothing is changed then.
+        ModelError: The model cannot be written as ONNX.
+    """
+    path = Path(path)
+    _check_place(path, data_name)
+    external = external_data == "always" or (external_data == "auto" and weight_bytes(model) >= EMBED_LIMIT_BYTES)
+    large = [place for place in places(model) if is_large(place.tensor)]
+    try:
+        if external and large:
+            return _save_external(model, large, path, data_name)
+        return _save_embedded(model, large, path)
+    except OSError as error:
+        raise UsageError(
+            f"the model could not be written: {error.strerror or error}",
+            where=str(path),
+            hint="Nothing was changed. Check the folder's permissions and the free space.",
+        ) from error
+
+
+def move(source: Path, path: Path) -> None:
+    """Put a model that ``save`` wrote elsewhere on the same disk in place at ``path``, with its data file.
+
+    What is there is replaced as a whole. Both must have the same file name, since the data file is named after it.
+
+    Raises:
+        UsageError: The place cannot be written to. Nothing is changed then.
+    """
+    assert source.name == path.name
+    _check_place(path, None)
+    data = next(iter(_own_data(source)), None)
+    try:
+        _put_in_place(path, source, path.with_name(data.name) if data else None, data)
+    except OSError as error:
+        raise UsageError(f"the model could not be put in place: {error.strerror or error}", where=str(path)) from error
+
+
+def _save_embedded(model: ir.Model, large: list[Place], path: Path) -> Saved:
+    index = {place.owner: number for number, place in enumerate(large)}
+    skeleton = _serialize(
+        model, lambda place: wire.placeholder(place.tensor, index[place.owner]) if place.owner in index else None
+    )
+    pieces = wire.join(skeleton, [place.tensor for place in large])
+    _check_size(wire.size(pieces), path)
+    with _temporary(path) as (file, temporary):
+        sink = _Sink(file)
+        for piece in pieces:
+            if isinstance(piece, bytes | memoryview):
+                sink.write(piece)
+            else:
+                sink.write_tensor(piece)
+        sink.flush()
+        _replace(model, path, temporary)
+    return Saved(path, None, sink.bytes, sink.digest())
+
+
+def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: str | None) -> Saved:
+    with _temporary(path) as (data_file, temporary_data), _temporary(path) as (file, temporary):
+        data, sink = _Sink(data_file), _Sink(file)
+        offsets = _write_data(large, data)
+        data_path = path.with_name(data_name or f"{path.stem}.{data.digest()[:8]}.data")
+
+        def at_its_place(place: Place) -> ir.TensorProtocol | None:
+            if place.owner not in offsets:
+                return None
+            return wire.reference(place.tensor, data_path.name, offsets[place.owner], place.tensor.nbytes)
+
+        skeleton = _serialize(model, at_its_place)
+        _check_size(len(skeleton), path)
+        sink.write(skeleton)
+        data.flush()
+        sink.flush()
+        _replace(model, path, temporary, data_path, temporary_data)
+    return Saved(path, data_path, sink.bytes + data.bytes, sink.digest())
+
+
+def _write_data(large: list[Place], data: _Sink) -> dict[ir.Value | ir.Node, int]:
+    """Write the tensors and return their offsets; one that several places share is written once."""
+    offsets: dict[ir.Value | ir.Node, int] = {}
+    known: dict[tuple[int, int, int], int] = {}
+    for place in large:
+        tensor = place.tensor
+        key = (id(tensor.file), tensor.offset, tensor.nbytes) if isinstance(tensor, FileTensor) else (id(tensor), 0, 0)
+        if key not in known:
+            data.write(bytes(-data.bytes % (_PAGE_BYTES if tensor.nbytes >= _PAGED_BYTES else _ALIGN_BYTES)))
+            known[key] = data.bytes
+            data.write_tensor(tensor)
+        offsets[place.owner] = known[key]
+    return offsets
+
+
+def _serialize(model: ir.Model, choose: Callable[[Place], ir.TensorProtocol | None]) -> bytes:
+    with swapped(model, lambda place: choose(place) or _with_metadata_once(place.tensor)):
+        try:
+            proto = ir.to_proto(model)
+            _drop_repeated_types(proto.graph)
+            for function in proto.functions:
+                function.domain = function.domain  # the field must be there even when it is empty
+            return bytes(proto.SerializeToString(deterministic=True))
+        except (ir.serde.SerdeError, wire.EncodeError) as error:
+            raise ModelError(f"the model cannot be written as ONNX: {root_cause(error)}") from error
+
+
+def _with_metadata_once(tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
+    """The library writes the metadata of a tensor that it has as a proto twice; of an array it does not."""
+    if not isinstance(tensor, ir.TensorProtoTensor) or not tensor.metadata_props:
+        return None
+    return ir.Tensor(
+        tensor.numpy(),
+        tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _drop_repeated_types(graph: onnx.GraphProto) -> None:
+    """Leave out what the library adds to every initializer: a type that only says again what the tensor says."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    kept = [info for info in graph.value_info if info.name not in initializers or info.doc_string or info.metadata_props]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
+def _check_place(path: Path, data_name: str | None) -> None:
+    if data_name is not None and (Path(data_name).name != data_name or data_name in {"", path.name}):
+        raise UsageError(f"{data_name!r} is not a name for the data file: it must be a plain name, and not the model's")
+    if not path.parent.is_dir():
+        raise UsageError("the folder does not exist", where=str(path.parent), hint="Create it, or choose another output.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError("the folder is not writable", where=str(path.parent), hint="Choose another output.")
+    if path.exists() and not path.is_file():
+        raise UsageError("the output exists and is not a file", where=str(path), hint="Choose another output.")
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > wire.LIMIT_BYTES:
+        raise UsageError(
+            f"the .onnx file would take {size / 1e9:.1f} GB, but the format allows 2 GB",
+            where=str(path),
+            hint="Let the weights go to a file of their own: external data 'auto' or 'always'.",
+        )
+
+
+def _replace(model: ir.Model, path: Path, new: Path, data_path: Path | None = None, new_data: Path | None = None) -> None:
+    """Put the finished files in place. Weights of ``model`` that lie in a file that goes are kept readable."""
+    doomed = [old for old in {path, data_path, *_own_data(path)} if old is not None and old.exists()]
+    for file in {place.tensor.file for place in places(model) if isinstance(place.tensor, FileTensor)}:
+        if any(file.path.exists() and file.path.samefile(old) for old in doomed):
+            file.pin()
+    if path.exists():
+        for written in (new, new_data):
+            if written is not None:
+                written.chmod(stat.S_IMODE(path.stat().st_mode))
+    _put_in_place(path, new, data_path, new_data)
+
+
+def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path | None) -> None:
+    """Rename the data file, then the model, then remove the data file that only the replaced model used."""
+    stale = _own_data(path) - {data_path}
+    if data_path is not None and new_data is not None:
+        replaces = data_path.exists()
+        os.replace(new_data, data_path)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if not replaces:
+                os.replace(data_path, new_data)
+            raise
+    else:
+        os.replace(new, path)
+    _sync_folder(path.parent)
+    for old in stale:
+        with suppress(OSError):  # the model is in place; a file too many harms nobody
+            old.unlink()
+
+
+def _own_data(path: Path) -> set[Path]:
+    """Data files of the model at ``path`` that bear the name that ``save`` gives them."""
+    if not path.exists():
+        return set()
+    try:
+        names = locations(read(path)[0])
+    except ModelError:
+        return set()
+    own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{8}\.data")
+    return {path.with_name(name) for name in names if own.fullmatch(name)}
+
+
+@contextmanager
+def _temporary(beside: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file in the same folder; unless it was renamed it is gone afterwards."""
+    path = beside.with_name(f".{beside.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with path.open("xb") as file:
+            yield file, path
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` last; where a folder cannot be opened (Windows) there is no way to."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Sink:
+    """Writes to a file and hashes what it writes. Having no descriptor, it is handed the tensors' bytes piece by piece."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._sha.update(data)
+        self.bytes += len(data)
+
+    def write_tensor(self, tensor: ir.TensorProtocol) -> None:
+        """Write a tensor's raw data.
+
+        Raises:
+            ModelError: They are not as many bytes as its type and shape say.
+        """
+        before = self.bytes
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(self)
+        else:
+            self.write(tensor.tobytes())
+        if self.bytes - before != tensor.nbytes:
+            raise ModelError(
+                f"the tensor {tensor.name!r} holds {self.bytes - before} bytes, but its type and shape need {tensor.nbytes}"
+            )
+
+    def flush(self) -> None:
+        """Wait until the disk has it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def digest(self) -> str:
+        return self._sha.hexdigest()

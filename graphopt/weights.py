@@ -1,0 +1,110 @@
+"""A model's weights: the initializers of all its graphs and the values of its Constant nodes, functions included.
+
+One walk over these places serves counting, saving and checking: each place can be read, and its tensor swapped for
+another for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+SMALL_BYTES = 1024
+"""Smaller tensors always stay in the model's own file, where shape inference can read them."""
+_NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An initializer (``owner`` is its value) or the value of a Constant node (``owner`` is the node)."""
+
+    owner: ir.Value | ir.Node
+    tensor: ir.TensorProtocol
+
+    @property
+    def name(self) -> str:
+        """Name of the value that holds the tensor."""
+        value = self.owner if isinstance(self.owner, ir.Value) else self.owner.outputs[0]
+        return value.name or ""
+
+    def put(self, tensor: ir.TensorProtocol) -> None:
+        """Put another tensor here."""
+        if isinstance(self.owner, ir.Value):
+            self.owner.const_value = tensor
+        else:
+            doc_string = self.owner.attributes["value"].doc_string
+            self.owner.attributes["value"] = ir.AttrTensor("value", tensor, doc_string=doc_string)
+
+
+def places(model: ir.Model) -> Iterator[Place]:
+    """All places, in the order of the graphs and of the nodes in them."""
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield Place(value, value.const_value)
+        for node in graph:
+            if node.op_type == "Constant" and node.domain == "":
+                value_attribute = node.attributes.get("value")
+                if value_attribute is not None and not value_attribute.is_ref():
+                    yield Place(node, value_attribute.as_tensor())
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, the bodies of functions, and all their subgraphs."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def weights(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Each weight once, with the name of the first value that holds it."""
+    seen: set[int] = set()
+    for place in places(model):
+        if id(place.tensor) not in seen:
+            seen.add(id(place.tensor))
+            yield place.name, place.tensor
+
+
+def is_large(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor's data may lie elsewhere than in the graph's own message."""
+    return tensor.dtype != ir.DataType.STRING and (tensor.nbytes >= SMALL_BYTES or isinstance(tensor, ir.ExternalTensor))
+
+
+def tensor_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes of a tensor's data; of strings, those of their text."""
+    if tensor.dtype == ir.DataType.STRING:
+        return sum(len(text) for text in tensor.numpy().flat)
+    return tensor.nbytes
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights as they are stored, each once."""
+    return sum(tensor_bytes(tensor) for _, tensor in weights(model))
+
+
+def parameters(model: ir.Model) -> int:
+    """How many numbers the weights hold. int64, bool and strings are not counted: they are shapes, indices and masks."""
+    return sum(tensor.size for _, tensor in weights(model) if tensor.dtype not in _NOT_PARAMETERS)
+
+
+@contextmanager
+def swapped(model: ir.Model, choose: Callable[[Place], ir.TensorProtocol | None]) -> Iterator[None]:
+    """While the context is open, the tensors that ``choose`` returns stand in the places of the model's own."""
+    changed: list[tuple[Place, ir.Attr | None]] = []
+    try:
+        for place in list(places(model)):
+            other = choose(place)
+            if other is not None:
+                changed.append((place, place.owner.attributes["value"] if isinstance(place.owner, ir.Node) else None))
+                place.put(other)
+        yield
+    finally:
+        for place, attribute in changed:
+            if isinstance(place.owner, ir.Node) and attribute is not None:
+                place.owner.attributes["value"] = attribute
+            else:
+                place.put(place.tensor)
