@@ -20,7 +20,7 @@ from .baseline import Entry, Regression
 from .contracts import Feed, Progress, Session, SessionOptions
 from .dataset import open_dataset
 from .errors import GraphoptError
-from .generate import generate
+from .dataset.generate import generate
 from .targets import Target
 
 

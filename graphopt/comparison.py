@@ -12,7 +12,7 @@ from .contracts import Progress
 from .dataset import open_dataset
 from .errors import DataError, ModelError
 from .evidence import divergence_row, metric_row
-from .generate import generate
+from .dataset.generate import generate
 from .report.schema import MetricRow, OutputDivergence
 
 
@@ -79,8 +79,10 @@ def compare_files(
             raise DataError(f"the metric {metric!r} needs data", hint="Give --data.")
         else:
             samples = generate(one, dims=dims, seed=seed, runs=reference.accepts)
-        chosen = None if samples.generated else metrics.choose(
-            metric, reference.outputs, samples.labelled, labels_dtype=samples.labels_dtype
+        chosen = (
+            None
+            if samples.generated
+            else metrics.choose(metric, reference.outputs, samples.labelled, labels_dtype=samples.labels_dtype)
         )
         found = evaluate.compare(reference, candidate, samples, chosen, progress=progress)
     notes = [*samples.notes]

@@ -216,6 +216,7 @@ class Session(abc.ABC):
     """The execution provider that really runs the model, read back after loading."""
     clock: Literal["cpu", "wall"] = "wall"
     """Which clock is trustworthy for this session: CPU time of the calling thread, or wall time."""
+    threads: int = 1
     load_seconds: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import resource
 import subprocess
 import sys
 from functools import cache
@@ -29,7 +28,7 @@ def environment() -> Environment:
         cpu=model,
         isa=[name for name in _ISA if name in flags],
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=_memory_bytes(),
         os=platform.platform(),
         python=platform.python_version(),
         onnx=version("onnx"),
@@ -55,9 +54,18 @@ def fingerprint() -> str:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident so far, in bytes."""
+    """The most memory that this process has had resident so far, in bytes; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _memory_bytes() -> int:
+    """Physical memory; 0 where the system does not tell (Windows)."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def _processor() -> tuple[str, set[str]]:

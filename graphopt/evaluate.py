@@ -71,6 +71,7 @@ class Evaluation:
     def mismatched(self) -> list[str]:
         """What cannot be compared at all, in words: an output that is missing, or of another shape or kind."""
         return [f"output {name!r} {problem}" for name, problem in self.mismatches.items()]
+
     """Outputs that cannot be compared, each with what is wrong with it."""
 
 

@@ -31,7 +31,7 @@ from .dataset import Dataset, open_dataset
 from .environment import environment, peak_rss_bytes
 from .errors import BudgetError, DataError, ModelError, UsageError
 from .evidence import Evidence
-from .generate import generate
+from .dataset.generate import generate
 from .journal import Done, Journal
 from .recipe import Recipe, Step
 from .report.schema import ChangeRow, PassRow, Report
@@ -100,9 +100,9 @@ def optimize(
         output: Where to write; default ``MODEL.opt.onnx`` beside the input.
         recipe: A preset, a YAML file, or a ``Recipe``.
         target: A target, or the path of a YAML file with one.
-        data: Unlabelled samples for calibration and comparison (``dataset.py`` has the forms).
+        data: Unlabelled samples for calibration and comparison (``dataset/`` has the forms).
         eval_data: Labelled samples for the metric.
-        images: How images in folders become tensors (``images.py``).
+        images: How images in folders become tensors (``dataset/images.py``).
         dims: Sizes of dynamic dimensions for generated inputs, by symbol.
         metric: ``top1``, ``agreement``, ... or ``module:function``; default by what the data holds.
         max_drop: How far the metric may fall, absolute. Default: 0.01 for recipes with lossy passes.
@@ -223,9 +223,7 @@ class _Run:
             return given, None
         metric = None
         if not checks.generated:
-            metric = metrics.choose(
-                job.metric, self.session.outputs, checks.labelled, labels_dtype=checks.labels_dtype
-            )
+            metric = metrics.choose(job.metric, self.session.outputs, checks.labelled, labels_dtype=checks.labels_dtype)
         elif job.metric or job.budget.max_drop is not None:
             option = "--metric" if job.metric else "--max-drop"
             raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")

@@ -36,8 +36,8 @@ def problem(
 ) -> str | None:
     """Say why the file does not pay; None when it does.
 
-    It must agree with the original (or hold the budget). With the goal ``latency`` it must not be slower beyond the noise, nor grow
-    by more than ``growth_limit``; with ``size`` it must not be larger.
+    It must agree with the original (or hold the budget). With the goal ``latency`` it must not be slower beyond the noise,
+    nor grow by more than ``growth_limit``; with ``size`` it must not be larger.
     """
     if validation is not None and not validation.passed:
         return "; ".join(validation.problems)
@@ -67,8 +67,8 @@ def sentence(before: ModelFacts, judged: Judgement, rows: Sequence[PassRow], *, 
 def _speed(timing: Timing) -> str:
     interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f}"
     if timing.verdict == "same":
-        return f"same speed ({timing.speedup:.2f}x, {interval})"
-    return f"{timing.speedup:.2f}x the speed ({interval})"
+        return f"same speed ({timing.speedup:.2f}×, {interval})"
+    return f"{timing.speedup:.2f}× as fast ({interval})"
 
 
 def _size(before: int, after: int) -> str:

@@ -13,7 +13,7 @@ from graphopt import registry, targets
 from graphopt.contracts import Feed
 from graphopt.dataset import Dataset
 from graphopt.errors import DataError, UsageError
-from graphopt.generate import generate
+from graphopt.dataset.generate import generate
 
 from helpers import from_text, run, small_cnn
 

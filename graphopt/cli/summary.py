@@ -18,11 +18,11 @@ def show(report: Report, folder: Path | None) -> None:
     """Print a report's essence; ``folder`` is where the whole of it was written."""
     out = console()
     sign, colour = ("ok", "green") if report.passed else ("failed", "red")
-    out.print(f"[bold {colour}]{sign}[/]  {escape(report.verdict)}\n", soft_wrap=True)
-    rows = [(row.what, row.before.text, row.after.text, row.change) for row in summary.before_after(report)]
+    out.print(f"[bold {colour}]{sign}[/]  {escape(report.verdict)}\n")
     made = table(("", "before", "after", "change"), [])
-    for row, cells in zip(summary.before_after(report), rows, strict=True):
-        made.add_row(*map(escape, cells[:3]), f"[{_COLOURS[row.trend]}]{escape(cells[3])}[/]")
+    for row in summary.before_after(report):
+        cells = (row.what, row.before.text, row.after.text)
+        made.add_row(*map(escape, cells), f"[{_COLOURS[row.trend]}]{escape(row.change)}[/]")
     out.print(made)
     timing = report.timing
     if timing is not None:
@@ -31,7 +31,6 @@ def show(report: Report, folder: Path | None) -> None:
             f"Speed-up {summary.speed_interval(timing)}, 95 % interval; {summary.clock(timing)}, {timing.rounds} interleaved "
             f"rounds, {threads}, {timing.provider} on the target {timing.target}.",
             markup=False,
-            soft_wrap=True,
         )
     passes = []
     for each in report.passes:
@@ -42,7 +41,7 @@ def show(report: Report, folder: Path | None) -> None:
     if passes:
         out.print(table(("pass", "", "", "nodes", "time", "why"), passes, numbers_from=9))
     for note in report.notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
+        out.print(f"note: {note}", markup=False)
     if report.output is not None:
         out.print(f"[bold]{escape(report.output.path)}[/] is written.", soft_wrap=True)
     if folder is not None:

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .callables import is_callable_name
-from .contracts import Array, Feed, TensorSpec
-from .errors import DataError
+from graphopt.callables import is_callable_name
+from graphopt.contracts import Array, Feed, TensorSpec
+from graphopt.errors import DataError
+
 from .preflight import EXTRA_AXIS, LABELS, is_fixed, shape_text
 
 Span = tuple[int, int]

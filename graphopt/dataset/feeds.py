@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .callables import call, load_callable
-from .contracts import Array, Feed, TensorSpec
-from .dataset import Batch, Dataset, Span, digest
-from .errors import DataError
+from graphopt.callables import call, load_callable
+from graphopt.contracts import Array, Feed, TensorSpec
+from graphopt.dataset import Batch, Dataset, Span, digest
+from graphopt.errors import DataError
+
 from .npz import describe_npz, read_npz
 from .preflight import LABELS, Described, check_dtype, check_labels, check_shapes, convert, count_samples, match_names
 

@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .contracts import Array, Feed, TensorSpec
-from .dataset import Batch, Dataset, Span, digest
-from .errors import DataError, UsageError
+from graphopt.contracts import Array, Feed, TensorSpec
+from graphopt.dataset import Batch, Dataset, Span, digest
+from graphopt.errors import DataError, UsageError
+from graphopt.model import input_specs
+from graphopt.registry import unknown_name
+
 from .integer_use import IntegerUse, integer_uses
-from .model import input_specs
 from .preflight import Dim, count_samples, is_fixed, symbol
-from .registry import unknown_name
 
 _SIZES: Mapping[str, Sequence[int]] = {
     "batch": (1,),

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from .contracts import Array, TensorSpec
-from .dataset import IMAGE_SUFFIXES, Batch, Dataset, Span, batch_spans
-from .errors import DataError, MissingError, UsageError
+from graphopt.contracts import Array, TensorSpec
+from graphopt.dataset import IMAGE_SUFFIXES, Batch, Dataset, Span, batch_spans
+from graphopt.errors import DataError, MissingError, UsageError
+from graphopt.registry import unknown_name
+
 from .preflight import check_shapes, is_fixed, shape_text
-from .registry import unknown_name
 
 if TYPE_CHECKING:
     from PIL import Image

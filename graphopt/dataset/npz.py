@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .contracts import Array, TensorSpec
-from .dataset import FORMS, Batch, Dataset, Span, batch_spans, digest
-from .errors import DataError
+from graphopt.contracts import Array, TensorSpec
+from graphopt.dataset import FORMS, Batch, Dataset, Span, batch_spans, digest
+from graphopt.errors import DataError
+
 from .preflight import (
     EXTRA_AXIS,
     LABELS,

@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from .contracts import Array, TensorSpec
-from .errors import DataError
+from graphopt.contracts import Array, TensorSpec
+from graphopt.errors import DataError
 
 LABELS = "labels"
 Shape = tuple[int, ...]
