@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import common
 import onnx
+
+import common
 
 IMAGENET = "data/imagenet/eval"
 DATA: dict[str, list[str]] = {

@@ -19,8 +19,8 @@ from . import baseline, environment, model, targets, timing
 from .baseline import Entry, Regression
 from .contracts import Feed, Progress, Session, SessionOptions
 from .dataset import open_dataset
-from .errors import GraphoptError
 from .dataset.generate import generate
+from .errors import GraphoptError
 from .targets import Target
 
 

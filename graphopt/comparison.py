@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from . import evaluate, metrics, model, targets
 from .contracts import Progress
 from .dataset import open_dataset
+from .dataset.generate import generate
 from .errors import DataError, ModelError
 from .evidence import divergence_row, metric_row
-from .dataset.generate import generate
 from .report.schema import MetricRow, OutputDivergence
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from . import cost, model
+from . import model
 from .contracts import TensorSpec
+from .cost import node_macs, total_macs
 from .report.schema import ModelFacts
 
 
@@ -33,7 +34,7 @@ def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
         bytes=model.file_bytes(path),
         nodes=model.count_nodes(loaded),
         parameters=model.parameters(loaded),
-        macs=cost.total_macs(loaded),
+        macs=total_macs(loaded),
         opset=model.opset(loaded),
         inputs=[describe(spec) for spec in model.input_specs(loaded)],
         outputs=[describe(spec) for spec in model.output_specs(loaded)],
@@ -43,7 +44,7 @@ def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
 
 def heaviest(loaded: ir.Model, count: int = 10) -> list[NodeFacts]:
     """The nodes with the most multiply-accumulates, then the most weight bytes; at most ``count`` of them."""
-    macs = cost.node_macs(loaded)
+    macs = node_macs(loaded)
     rows = []
     for node in model.nodes(loaded):
         tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]

@@ -28,11 +28,12 @@ from . import __version__, evaluate, inspection, metrics, model, targets, verdic
 from . import recipe as recipes
 from .contracts import Budget, Context, LossyPass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
+from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
 from .errors import BudgetError, DataError, ModelError, UsageError
 from .evidence import Evidence
-from .dataset.generate import generate
 from .journal import Done, Journal
+from .model import ExternalData
 from .recipe import Recipe, Step
 from .report.schema import ChangeRow, PassRow, Report
 from .targets import Target
@@ -60,7 +61,7 @@ class Job:
     metric: str | None
     budget: Budget
     exclude: tuple[str, ...]
-    external_data: model.ExternalData
+    external_data: ExternalData
     verify: bool
     timing: bool
     time_limit: float
@@ -84,7 +85,7 @@ def optimize(
     goal: Literal["latency", "size"] = "latency",
     settings: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    external_data: model.ExternalData = "auto",
+    external_data: ExternalData = "auto",
     verify: bool = True,
     timing: bool = True,
     time_limit: float = 10.0,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from helpers import from_text, small_cnn, write
 
 

@@ -12,8 +12,8 @@ from graphopt import model as models
 from graphopt import registry, targets
 from graphopt.contracts import Feed
 from graphopt.dataset import Dataset
-from graphopt.errors import DataError, UsageError
 from graphopt.dataset.generate import generate
+from graphopt.errors import DataError, UsageError
 
 from helpers import from_text, run, small_cnn
 

@@ -40,7 +40,7 @@ def command(
     target_names: tuple[str, ...],
     data: str | None,
     images: str | None,
-    dims: tuple[tuple[str, int], ...],
+    dims: dict[str, int],
     save_baseline: Path | None,
     against: Path | None,
     max_regression: str,
@@ -71,7 +71,7 @@ def command(
     if against is not None and save_baseline is not None:
         raise UsageError("--baseline and --save-baseline exclude each other", hint="Compare first, then save.")
     wanted = [targets.load(name) for name in target_names]
-    choices = benching.Options(data, images, dict(dims), time_limit, seed)
+    choices = benching.Options(data, images, dims, time_limit, seed)
     if against is not None:
         bound = baseline.parse_bound(max_regression)
         with Bars() as bars:

@@ -31,7 +31,7 @@ def command(
     second: Path,
     data: str | None,
     images: str | None,
-    dims: tuple[tuple[str, int], ...],
+    dims: dict[str, int],
     metric: str | None,
     target: str,
     max_drop: float | None,
@@ -52,7 +52,7 @@ def command(
 
     with Bars() as bars:
         found = compare_files(
-            first, second, data=data, images=images, dims=dict(dims), metric=metric, target=target, seed=seed, progress=bars
+            first, second, data=data, images=images, dims=dims, metric=metric, target=target, seed=seed, progress=bars
         )
     problems = found.beyond(max_drop=max_drop, max_rel=max_rel)
     if json_:

@@ -77,7 +77,6 @@ def command(
             timing=timing == "on",
             progress=bars,
             command=shlex.join(["graphopt", *sys.argv[1:]]),
-            dims=dict(choices.pop("dims")),
             **choices,
         )
     if folder is not None:

@@ -10,17 +10,15 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Sizes(click.ParamType):
-    """``NAME=SIZE``: the size of a dynamic dimension."""
-
-    name = "NAME=SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Split and check one value."""
-        name, equals, size = str(value).rpartition("=")
+def _sizes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    """Read ``NAME=SIZE``, repeated."""
+    found = {}
+    for value in values:
+        name, equals, size = value.rpartition("=")
         if not (equals and name and size.isascii() and size.isdigit() and int(size) > 0):
-            self.fail(f"{value!r} is not NAME=SIZE with a size of at least 1", param, ctx)
-        return name, int(size)
+            raise click.BadParameter(f"{value!r} is not NAME=SIZE with a size of at least 1")
+        found[name] = int(size)
+    return found
 
 
 def verbose(command: _Command) -> _Command:
@@ -46,7 +44,8 @@ def dims(command: _Command) -> _Command:
         "--dim",
         "dims",
         multiple=True,
-        type=Sizes(),
+        metavar="NAME=SIZE",
+        callback=_sizes,
         help="Size of a dynamic dimension of generated inputs, by its symbol or INPUT:AXIS. Repeatable.",
     )(command)
 
