@@ -68,6 +68,37 @@ class Wrong(Pass):
         return [Change(weight.name, "negated", "to be caught")]
 
 
+class Slow(Pass):
+    """Lossless, but computes a convolution four times over and adds almost nothing of it."""
+    name = "slow"
+    summary = "waste time"
+
+    def apply(self, model, context):
+        conv = next(node for node in model.graph if node.name == "conv2")
+        weight = ir.Value(name="tiny", const_value=ir.tensor(conv.inputs[1].const_value.numpy() * 1e-9, name="tiny"))
+        model.graph.register_initializer(weight)
+        value, nodes = conv.inputs[0], []
+        for index in range(4):
+            nodes.append(ir.node("Conv", [value, weight], {"pads": [1, 1, 1, 1]}, name=f"waste{index}"))
+            value = nodes[-1].outputs[0]
+        [use] = conv.outputs[0].uses()
+        nodes.append(ir.node("Add", [conv.outputs[0], value], name="waste"))
+        use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
+        model.graph.insert_after(conv, nodes)
+        return [Change("conv2", "computed again", "to be caught")]
+
+
+class Bloat(Pass):
+    """Lossless, but leaves 4 MB that nobody needs."""
+    name = "bloat"
+    summary = "waste bytes"
+
+    def apply(self, model, context):
+        waste = ir.tensor(np.zeros(1_000_000, np.float32), name="waste")
+        model.graph.register_initializer(ir.Value(name="waste", const_value=waste))
+        return [Change("waste", "added", "to be caught")]
+
+
 class Crash(Pass):
     name = "crash"
     summary = "raise"
@@ -81,6 +112,8 @@ rename = third_party:Rename
 coarse = third_party:Coarse
 wrong = third_party:Wrong
 crash = third_party:Crash
+slow = third_party:Slow
+bloat = third_party:Bloat
 gone = not_installed_anywhere:Gone
 text = json:dumps
 """
@@ -181,6 +214,34 @@ def test_a_pass_that_does_wrong_is_undone_and_named(
     from helpers import assert_same_outputs
 
     assert_same_outputs(source, out, {"x": np.ones((2, 3, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize(("name", "reason"), [("slow", "slower than the original"), ("bloat", "larger than the original")])
+def test_a_pass_that_does_not_pay_is_undone_and_what_pays_is_kept(
+    name: str, reason: str, third_party: dict[str, str], tmp_path: Path
+) -> None:
+    source = write(small_cnn(channels=32), tmp_path / "m.onnx")
+    out = tmp_path / "out.onnx"
+    done = optimize(source, out, "--recipe", with_recipe(tmp_path, "rename", name), env=third_party)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    good, bad = report["passes"]
+    assert good["kept"]
+    assert not bad["kept"]
+    assert reason in bad["why"]
+    assert report["output"]["nodes"] == 8
+    alone = optimize(source, tmp_path / "alone.onnx", "--recipe", with_recipe(tmp_path, name), env=third_party)
+    assert alone.returncode == 5
+    assert reason in json.loads(alone.stdout)["verdict"]
+    assert not (tmp_path / "alone.onnx").exists()
+
+
+def test_the_goal_size_keeps_what_is_slower_but_not_what_is_larger(third_party: dict[str, str], tmp_path: Path) -> None:
+    source = write(small_cnn(channels=32), tmp_path / "m.onnx")
+    mine = with_recipe(tmp_path, "slow")
+    done = optimize(source, tmp_path / "out.onnx", "--recipe", mine, "--goal", "size", env=third_party)
+    assert done.returncode == 5
+    assert "larger than the original" in json.loads(done.stdout)["verdict"]
 
 
 def test_when_every_pass_is_undone_nothing_is_written_and_the_exit_code_says_so(
