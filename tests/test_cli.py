@@ -146,6 +146,8 @@ def test_the_output_is_never_the_input(redundant: Path, tmp_path: Path) -> None:
         (["--dim", "N"], 2, ["NAME=SIZE"]),
         (["-o", "no/such/folder/x.onnx"], 2, ["does not exist"]),
         (["--goal", "beauty"], 2, ["latency"]),
+        (["--report", "m.onnx"], 2, ["m.onnx"]),
+        (["--report", "m.onnx/sub"], 2, ["report cannot be written"]),
         (["--data", "no.npz"], 4, ["no.npz"]),
         (["--max-drop", "0.1"], 4, ["--max-drop", "needs data"]),
         (["--metric", "top1"], 4, ["--metric", "needs data"]),

@@ -69,6 +69,8 @@ def command(
     from graphopt.pipeline import optimize
     from graphopt.progress import Bars
 
+    if folder is not None:
+        report.make_folder(folder)
     with Bars() as bars:
         found = optimize(
             model,

@@ -11,7 +11,7 @@ from graphopt.errors import UsageError
 if TYPE_CHECKING:
     from .schema import Report
 
-__all__ = ["to_html", "to_json", "to_markdown", "write"]
+__all__ = ["make_folder", "to_html", "to_json", "to_markdown", "write"]
 
 
 def to_json(report: Report) -> str:
@@ -33,6 +33,22 @@ def to_html(report: Report) -> str:
     return html.to_html(report)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that a report will go to: called before the work, so that the work is not lost for want of a place.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(folder, os.W_OK | os.X_OK) else "it is not writable"
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem is not None:
+        hint = "Give --report a folder that can be made and written to."
+        raise UsageError(f"the report cannot be written: {problem}", where=str(folder), hint=hint)
+
+
 def write(report: Report, folder: Path) -> None:
     """Write report.json, report.md and report.html; the folder is made, and each file is replaced as a whole.
 
@@ -40,13 +56,12 @@ def write(report: Report, folder: Path) -> None:
         UsageError: The folder cannot be made or written to.
     """
     contents = {"report.json": to_json(report), "report.md": to_markdown(report), "report.html": to_html(report)}
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             _replace(folder / name, content)
     except OSError as error:
-        hint = "Give --report a folder that can be made and written to."
-        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(folder), hint=hint) from error
+        raise UsageError(f"the report cannot be written: {error.strerror}", where=str(folder)) from error
 
 
 def _replace(path: Path, content: str) -> None:

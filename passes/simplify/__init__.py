@@ -1,0 +1,116 @@
+"""``simplify``: the same answers from fewer nodes. One module a step; the steps run until nothing changes any more.
+
+constants    Constant nodes become initializers
+dead         what nobody uses goes
+duplicates   equal initializers are kept once
+identity     nodes that change nothing go
+cse          equal nodes are computed once
+fold         what does not depend on the inputs is computed ahead of time
+annotate     stale types and shapes are mended
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt.contracts import Change, Context, Pass, PassOptions
+from graphopt.model import weight_bytes
+from graphopt.shapes import infer
+
+from .annotate import mend_shapes
+from .constants import lift_constants
+from .cse import merge_equal_nodes
+from .dead import remove_dead
+from .duplicates import merge_equal_initializers
+from .fold import fold_constants
+from .graph import Work, site
+from .identity import remove_identities
+from .names import make_unambiguous
+
+__all__ = ["Simplify", "SimplifyOptions"]
+
+_LEAST_GROWTH = 1_000_000
+_GROWTH_PART = 20
+_LISTED = 3
+"""So many nodes that were left alone for the same reason are listed one by one."""
+
+
+class SimplifyOptions(PassOptions):
+    """What ``simplify`` does; everything is lossless."""
+
+    fold: bool = Field(True, description="compute ahead of time what does not depend on the inputs")
+    identity: bool = Field(True, description="remove nodes that hand on their input as it is")
+    cse: bool = Field(True, description="compute equal nodes once")
+    dedupe: bool = Field(True, description="keep one copy of initializers that hold the same bytes")
+    dead: bool = Field(True, description="remove nodes, optional outputs, initializers and functions that nobody uses")
+    constants: bool = Field(True, description="make initializers of Constant nodes")
+    shapes: bool = Field(False, description="write the inferred type and shape of every value into the file, for viewers")
+    iterations: int = Field(20, ge=1, description="how often the steps are repeated at most; they stop when nothing changes")
+
+
+class Simplify(Pass):
+    """Simplification that is right for every graph. ``passes/simplify`` has a module for each step."""
+
+    name = "simplify"
+    summary = "fold constants, merge equal nodes and weights, remove what changes nothing or is not used"
+    Options = SimplifyOptions
+    options: SimplifyOptions
+
+    def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
+        """Run the steps until none of them changes anything; last come the places that were left alone, and why.
+
+        The bytes of all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
+        """
+        patterns = tuple(context.exclude)
+
+        def excluded(node: ir.Node) -> bool:
+            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
+
+        weights = weight_bytes(model)
+        growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
+        work = Work(model, excluded, weight_limit=weights + growth)
+        changes: list[Change] = []
+        for _ in range(self.options.iterations):
+            work.facts = infer(model)
+            done = [change for step in self._steps() for change in step(work)]
+            if not done:
+                break
+            changes += done
+        changes += mend_shapes(work, complete=self.options.shapes)
+        for root in work.roots() if changes else []:
+            make_unambiguous(root)
+        return [*changes, *_left_alone(work)]
+
+    def _steps(self) -> list[Callable[[Work], list[Change]]]:
+        """The chosen steps, in the order in which each helps the next."""
+        options = self.options
+        steps: list[tuple[bool, Callable[[Work], list[Change]]]] = [
+            (options.constants, lift_constants),
+            (options.dead, remove_dead),
+            (options.dedupe, merge_equal_initializers),
+            (options.identity, remove_identities),
+            (options.cse, merge_equal_nodes),
+            (options.fold, fold_constants),
+            (options.dead, remove_dead),
+        ]
+        return [step for chosen, step in steps if chosen]
+
+
+def _left_alone(work: Work) -> list[Change]:
+    """What could have been computed ahead of time and was not; where many nodes have one reason, they share a line."""
+    reasons: dict[str, list[ir.Node]] = {}
+    for node, why in work.declined.items():
+        if node.graph is not None:
+            reasons.setdefault(why, []).append(node)
+    changes = []
+    for why, nodes in reasons.items():
+        if len(nodes) > _LISTED:
+            what = f"left this {nodes[0].op_type} and {len(nodes) - 1} other nodes to the runtime"
+            changes.append(Change(site(nodes[0]), what, why, done=False))
+        else:
+            changes += [Change(site(node), f"left {node.op_type} to the runtime", why, done=False) for node in nodes]
+    return changes

@@ -1,0 +1,36 @@
+"""Make initializers of Constant nodes.
+
+    y = Constant(value)   ->   an initializer y in the same graph
+
+Weights in Constant nodes cannot be shared, merged, or stored outside the file. Constants stay nodes where there are no
+initializers (functions; files of an IR version below 4, whose initializers are all inputs), where they are an output, and where
+they hold strings or a sparse tensor. The count of nodes does not include Constant, so it stays the same.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+
+from .graph import Work, constant_tensor, put_constant, remove
+
+
+def lift_constants(work: Work) -> list[Change]:
+    """Turn Constant nodes into initializers, in the main graph and in all subgraphs; one change tells how many."""
+    count = 0
+    for root in work.roots():
+        if not root.initializers:
+            continue
+        for node in root.nodes():
+            tensor = constant_tensor(node) if work.is_operator(node) else None
+            if tensor is None or tensor.dtype == ir.DataType.STRING or node.outputs[0].is_graph_output():
+                continue
+            assert node.graph is not None
+            put_constant(root, node.outputs, tensor, node.graph)
+            remove([node])
+            count += 1
+    if not count:
+        return []
+    name = work.model.graph.name or "graph"
+    return [Change(name, f"made initializers of {count} Constant nodes", "they can be shared and stored outside the file")]

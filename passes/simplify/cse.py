@@ -1,0 +1,107 @@
+"""Compute equal things once (common subexpression elimination).
+
+    y1 = f(x; a), y2 = f(x; a)   ->   every use of y2 becomes a use of y1
+
+Two nodes are equal when operator, inputs (the very same values), attributes (to the bit: 0.0 is not -0.0, a NaN equals
+itself) and the set of outputs that they give are the same. The first one must be visible where the second one is: earlier
+in the same graph, or in a graph around it. Left as they are:
+
+    random operators and Dropout in whatever mode; nodes with subgraphs; calls of functions; operators of other domains
+    QuantizeLinear and DequantizeLinear: runtimes look for one of them at each input
+    a node whose output is an output of its graph, unless the first node's output can take that place
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import ChainMap
+from collections.abc import Hashable, MutableMapping
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+from graphopt.shapes import subgraphs
+from graphopt.weights import tensor_bytes
+
+from .graph import Work, can_replace, remove, replace, site
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_COMPARED_BYTES = 4096
+"""Tensors in attributes are compared up to this size."""
+
+
+def merge_equal_nodes(work: Work) -> list[Change]:
+    """Merge equal nodes, in every graph."""
+    changes: list[Change] = []
+    for root in work.roots():
+        _merge(work, root.graph, root.opset, ChainMap(), changes)
+    return changes
+
+
+def _merge(work: Work, graph: ir.Graph, opset: int, seen: MutableMapping[Hashable, ir.Node], changes: list[Change]) -> None:
+    """``seen`` holds what is visible: ``_merge`` of a subgraph works on a child of it."""
+    for node in graph:
+        inner = [*subgraphs(node)]
+        for subgraph in inner:
+            assert isinstance(seen, ChainMap)
+            _merge(work, subgraph, opset, seen.new_child(), changes)
+        if inner or not node.outputs or not work.is_operator(node):
+            continue
+        if node.op_type in _QUANTIZERS or not _is_deterministic(node.op_type, opset):
+            continue
+        key = _key(node)
+        if key is None:
+            continue
+        first = seen.setdefault(key, node)
+        pairs = [(a, b) for a, b in zip(node.outputs, first.outputs, strict=True) if a.name]
+        if first is node or not all(can_replace(old, new) for old, new in pairs):
+            continue
+        changes.append(Change(site(node), f"merged into {site(first)}", f"both compute the same {node.op_type}"))
+        for old, new in pairs:
+            replace(old, new)
+        remove([node])
+
+
+@cache
+def _is_deterministic(op_type: str, opset: int) -> bool:
+    """Whether the operator gives the same outputs for the same inputs; one that ONNX does not know may do anything."""
+    return op_type not in _RANDOM and bool(onnx.defs.has(op_type, opset, ""))
+
+
+def _key(node: ir.Node) -> Hashable | None:
+    """What equal nodes have in common; None for a node that cannot be compared."""
+    attributes = []
+    for name, attribute in sorted(node.attributes.items()):
+        value = _comparable(attribute)
+        if value is None:
+            return None
+        attributes.append((name, attribute.type, value))
+    given = tuple(bool(output.name) for output in node.outputs)
+    return node.op_identifier(), tuple(map(id, node.inputs)), given, tuple(attributes)
+
+
+def _comparable(attribute: ir.Attr) -> Hashable | None:
+    """The value of an attribute to the bit; None for graphs, large tensors and whatever else cannot be compared."""
+    if attribute.is_ref():
+        return ("reference", attribute.ref_attr_name)
+    if attribute.type in {ir.AttributeType.FLOAT, ir.AttributeType.FLOATS}:
+        numbers = [attribute.as_float()] if attribute.type == ir.AttributeType.FLOAT else attribute.as_floats()
+        return struct.pack(f"<{len(numbers)}d", *numbers)
+    if attribute.type in {ir.AttributeType.INT, ir.AttributeType.STRING}:
+        return (attribute.value,)
+    if attribute.type in {ir.AttributeType.INTS, ir.AttributeType.STRINGS}:
+        return tuple(attribute.value)
+    if attribute.type == ir.AttributeType.TENSOR:
+        return _contents(attribute.as_tensor())
+    return None
+
+
+def _contents(tensor: ir.TensorProtocol) -> Hashable | None:
+    if tensor.dtype == ir.DataType.STRING or tensor_bytes(tensor) > _COMPARED_BYTES:
+        return None
+    return tensor.dtype, tensor.shape.numpy(), tensor.tobytes()

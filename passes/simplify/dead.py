@@ -1,0 +1,116 @@
+"""Remove what nobody uses.
+
+    nodes        none of whose outputs is used or an output of a graph
+    outputs      optional ones that a runtime would compute in vain: indices of MaxPool, states of LSTM, ...
+    initializers that no node uses, unless they are inputs (a caller may set them) or outputs too
+    functions    that no node calls
+
+Inputs of the model stay, used or not. Operators of domains that are not known to be free of effects stay as well, and so do
+calls of functions that contain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+from graphopt.shapes import subgraphs
+
+from .graph import Work, annotated_names, remove, site
+
+_WITHOUT_EFFECTS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+_OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1, "MaxPool": 1, "RNN": 0}
+"""The first optional output of operators that compute the same without it."""
+
+
+def remove_dead(work: Work) -> list[Change]:
+    """Remove dead nodes, outputs, initializers and functions."""
+    changes: list[Change] = []
+    effects, kept = _functions_with_effects(work.model), annotated_names(work.model)
+    for root in work.roots():
+        _sweep(work, root.graph, effects, changes)
+        for graph in (root.graph, *root.graph.subgraphs()):
+            changes += remove_initializers([*graph.initializers.values()], kept)
+    changes += _remove_functions(work.model)
+    return changes
+
+
+def _sweep(work: Work, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
+    """Remove the dead nodes of a graph, last first."""
+    for node in reversed(graph):
+        if work.excluded(node):
+            continue
+        used = any(output.uses() or output.is_graph_output() for output in node.outputs)
+        identifier = node.op_identifier()
+        removable = identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
+        if not used and removable:
+            if node.op_type != "Constant":
+                changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
+            remove([node])
+            continue
+        if work.is_operator(node):
+            changes += _drop_outputs(node)
+        for subgraph in subgraphs(node):
+            _sweep(work, subgraph, effects, changes)
+
+
+def remove_initializers(values: Iterable[ir.Value], kept: set[str]) -> list[Change]:
+    """Remove those of the initializers that nothing uses; names in ``kept`` stay."""
+    changes = []
+    for value in values:
+        name, graph = value.name or "", value.graph
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input() or name in kept or graph is None):
+            changes.append(Change(name, "removed the initializer", "nothing uses it"))
+            del graph.initializers[name]
+    return changes
+
+
+def _drop_outputs(node: ir.Node) -> list[Change]:
+    first = _OPTIONAL_OUTPUTS.get(node.op_type)
+    if first is None:
+        return []
+    dropped = [o for o in node.outputs[first:] if o.name and not o.uses() and not o.is_graph_output()]
+    changes = [Change(site(node), f"dropped the output {output.name}", "nothing uses it") for output in dropped]
+    for output in dropped:
+        output.name = ""
+    count = len(node.outputs)
+    while count and not node.outputs[count - 1].name:
+        count -= 1
+    if dropped:
+        node.resize_outputs(count)
+    return changes
+
+
+def _functions_with_effects(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    """Functions that contain, at any depth, an operator that is not known to be free of effects."""
+    found: set[ir.OperatorIdentifier] = set()
+    known = model.functions
+    while True:
+        more = {
+            identifier
+            for identifier, function in known.items()
+            if identifier not in found
+            and any(
+                node.op_identifier() in found or (node.domain not in _WITHOUT_EFFECTS and node.op_identifier() not in known)
+                for node in function.all_nodes()
+            )
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def _remove_functions(model: ir.Model) -> list[Change]:
+    reached: set[ir.OperatorIdentifier] = set()
+    waiting = [*model.graph.all_nodes()]
+    while waiting:
+        identifier = waiting.pop().op_identifier()
+        if identifier in model.functions and identifier not in reached:
+            reached.add(identifier)
+            waiting += model.functions[identifier].all_nodes()
+    unused = [identifier for identifier in model.functions if identifier not in reached]
+    for identifier in unused:
+        del model.functions[identifier]
+    return [Change(f"{domain}.{name}", "removed the function", "nothing calls it") for domain, name, _ in unused]

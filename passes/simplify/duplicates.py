@@ -1,0 +1,124 @@
+"""Keep one copy of initializers that hold the same bytes.
+
+    w1 = w2 (type, shape, every byte)   ->   every use of w2 becomes a use of w1
+
+Only initializers of equal type and shape are compared, first by their first bytes, then by a digest of everything that
+streams through a small buffer: weights in an external file are read in pieces and never kept. The copy that stays must be
+visible where the other one was used: in the same graph, or in one around it. An initializer that is also an input (a
+caller may override it) or an output stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+from graphopt.shapes import subgraphs
+from graphopt.weights import tensor_bytes
+
+from .graph import Work, annotated_names
+from .moved import MovedTensor
+
+_PREFIX_BYTES = 4096
+
+_Group = tuple[ir.DataType, tuple[int, ...]]
+
+
+def merge_equal_initializers(work: Work) -> list[Change]:
+    """Merge equal initializers, in the main graph and in all subgraphs."""
+    groups: dict[_Group, list[ir.Value]] = {}
+    parents: dict[ir.Graph, ir.Graph | None] = {}
+    _collect(work.model.graph, None, parents, groups)
+    kept = annotated_names(work.model)
+    changes = []
+    for group in groups.values():
+        candidates = [value for value in group if value.name not in kept]
+        for equal in _partition(candidates):
+            changes += _merge(equal, parents)
+    return changes
+
+
+def _collect(
+    graph: ir.Graph,
+    parent: ir.Graph | None,
+    parents: dict[ir.Graph, ir.Graph | None],
+    groups: dict[_Group, list[ir.Value]],
+) -> None:
+    """Group what may be merged by type and shape, outer graphs first."""
+    parents[graph] = parent
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, MovedTensor):
+            continue  # computed when it is written, not before
+        if not (value.is_graph_input() or value.is_graph_output()):
+            groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
+    for node in graph:
+        for subgraph in subgraphs(node):
+            _collect(subgraph, graph, parents, groups)
+
+
+def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
+    """Split values of one type and shape into sets of equal contents, those of a single value left out."""
+    for same_start in _split(values, _PREFIX_BYTES):
+        tensor = same_start[0].const_value
+        assert tensor is not None
+        if tensor_bytes(tensor) <= _PREFIX_BYTES:
+            yield same_start
+        else:
+            yield from _split(same_start, None)
+
+
+def _split(values: list[ir.Value], limit: int | None) -> Iterator[list[ir.Value]]:
+    if len(values) < 2:
+        return
+    sets: dict[bytes, list[ir.Value]] = {}
+    for value in values:
+        assert value.const_value is not None
+        sets.setdefault(_digest(value.const_value, limit), []).append(value)
+    yield from (equal for equal in sets.values() if len(equal) > 1)
+
+
+class _Digest:
+    """A digest as something that tensors can be written to."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=32)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.hash.update(data)
+
+
+def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
+    """A digest of the first ``limit`` bytes of a tensor, or of all."""
+    digest = _Digest()
+    if limit is None and hasattr(tensor, "tofile"):
+        tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
+        return digest.hash.digest()
+    array = tensor.numpy()  # a mapping of the file: no more than the first page is read
+    packed = array.nbytes != tensor_bytes(tensor)  # several elements in a byte
+    start = tensor.tobytes() if packed or not array.size else array.reshape(-1)[:limit].tobytes()
+    digest.write(start[:limit])
+    return digest.hash.digest()
+
+
+def _merge(equal: list[ir.Value], parents: dict[ir.Graph, ir.Graph | None]) -> list[Change]:
+    """Let each value be replaced by the first one that is visible from its graph."""
+    changes = []
+    kept: dict[ir.Graph, ir.Value] = {}
+    for value in equal:
+        graph = value.graph
+        assert graph is not None
+        outer: ir.Graph | None = graph
+        while outer is not None and outer not in kept:
+            outer = parents[outer]
+        if outer is None:
+            kept[graph] = value
+            continue
+        first = kept[outer]
+        changes.append(Change(value.name or "", f"merged into {first.name}", "both initializers hold the same bytes"))
+        value.replace_all_uses_with(first)
+        del graph.initializers[value.name or ""]
+    return changes

@@ -1,0 +1,231 @@
+"""The graph as the steps of this family see it, and the few edits that they make, each leaving the bookkeeping right.
+
+A model has several roots: its main graph and the body of each function. A root's nodes include those of the subgraphs
+in If, Loop and Scan, where a value of an outer graph may be used (captured) at any depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import onnx_ir as ir
+
+from graphopt.shapes import Facts, defined, subgraphs
+
+INITIALIZERS_NEED_NO_INPUT = 4
+"""From this IR version on, an initializer need not be listed as an input of its graph."""
+
+_ANNOTATION = "quant_parameter_tensor_names"
+_CONSTANT_NUMBERS = {
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+}
+
+
+@dataclass(frozen=True)
+class Root:
+    """The main graph or the body of a function."""
+
+    graph: ir.Graph
+    opsets: Mapping[str, int]
+    initializers: bool
+    """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node, each before those of its subgraphs; nodes may be removed on the way."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.graph))
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The names of all values, when first asked for; who gives a new name adds it."""
+        graphs = [self.graph, *self.graph.subgraphs()]
+        return {value.name for graph in graphs for value in defined(graph) if value.name}
+
+    def new_name(self, name: str) -> str:
+        """``name`` with a number that makes it new in the whole root."""
+        number = 1
+        while (new := f"{name}_{number}") in self.names:
+            number += 1
+        self.names.add(new)
+        return new
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators."""
+        return self.opsets.get("", self.opsets.get("ai.onnx", 1))
+
+
+@dataclass
+class Work:
+    """What the steps share during one run of the pass."""
+
+    model: ir.Model
+    excluded: Callable[[ir.Node], bool]
+    """Whether the user asked to leave a node alone."""
+    weight_limit: int
+    """The bytes that all weights may have in the end."""
+    facts: Facts = field(default_factory=dict)
+    """What is known of types and shapes; stays right while the graph is rewired."""
+    declined: dict[ir.Node, str] = field(default_factory=dict)
+    """Nodes that could be computed ahead of time but were not, and why."""
+
+    def roots(self) -> list[Root]:
+        """The main graph and the functions."""
+        model = self.model
+        main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT)
+        return [main, *(Root(f.graph, f.opset_imports, initializers=False) for f in model.functions.values())]
+
+    def is_operator(self, node: ir.Node) -> bool:
+        """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
+        return node.domain == "" and node.op_identifier() not in self.model.functions and not self.excluded(node)
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of a tensor, where it is known for certain."""
+        known = None if value is None else self.facts.get(value)
+        return known.type.dtype if known is not None and isinstance(known.type, ir.TensorType) else None
+
+    def dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The dimensions of a tensor, where all are fixed and known for certain."""
+        known = None if value is None else self.facts.get(value)
+        if known is None or known.shape is None or not isinstance(known.type, ir.TensorType) or not known.shape.is_static():
+            return None
+        return known.shape.numpy()
+
+    def agrees(self, value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+        """Whether a tensor has the type and the dimensions that are known of a value."""
+        dtype, dims = self.dtype(value), self.dims(value)
+        return dtype in {None, tensor.dtype} and (dims is None or dims == tuple(tensor.shape.numpy()))
+
+
+def site(node: ir.Node) -> str:
+    """What a user can find the node by: its name, or that of its first output."""
+    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that a value always has: an initializer that no caller can override, or what a Constant node gives."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if value.is_graph_input() else value.const_value
+    producer = value.producer()
+    return constant_tensor(producer) if producer is not None else None
+
+
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node; None for other nodes, sparse tensors, and constants given by a function's attribute."""
+    if node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
+        return None
+    attribute = next(iter(node.attributes.values()))
+    if attribute.is_ref():
+        return None
+    value, dtype = attribute.value, _CONSTANT_NUMBERS.get(attribute.name)
+    if dtype is None:
+        return attribute.as_tensor() if attribute.name == "value" else None
+    return ir.tensor(list(value) if isinstance(value, tuple) else value, dtype)
+
+
+def is_overridable(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer that a caller may replace, because it is listed as an input too."""
+    return value is not None and value.is_initializer() and value.is_graph_input()
+
+
+def annotated_names(model: ir.Model) -> set[str]:
+    """Names of initializers that quantization annotations refer to: used, though by no node."""
+    names: set[str] = set()
+    for graph in model.graphs():
+        for value in defined(graph):
+            names.update(value.meta.get(_ANNOTATION, {}).values())
+    return names
+
+
+def output_position(value: ir.Value) -> int | None:
+    """Where the value stands among its graph's outputs; None if nowhere, or in more places than one."""
+    if not value.is_graph_output() or value.graph is None:
+        return None
+    places = [index for index, output in enumerate(value.graph.outputs) if output is value]
+    return places[0] if len(places) == 1 else None
+
+
+def can_replace(old: ir.Value, new: ir.Value) -> bool:
+    """Whether ``replace`` can be called: an output of a graph can only be taken over by a node's output of that very graph."""
+    if not old.is_graph_output():
+        return True
+    producer, graph = new.producer(), old.graph
+    return output_position(old) is not None and producer is not None and producer.graph is graph and not new.is_graph_output()
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything that used ``old`` use ``new``, which has the same contents.
+
+    Where ``old`` is an output of its graph, ``new`` takes its place with its name, type and shape: those are a contract. The
+    caller has asked ``can_replace``, and removes the node that gave ``old``.
+    """
+    position = output_position(old)
+    if position is not None:
+        assert old.graph is not None
+        old.graph.outputs[position] = new
+        name, old.name = old.name, None
+        new.name, new.type, new.shape = name, old.type, old.shape
+        new.doc_string = old.doc_string or new.doc_string
+        new.metadata_props.update(old.metadata_props)
+    old.replace_all_uses_with(new)
+
+
+def put_constant(root: Root, outputs: Sequence[ir.Value], tensor: ir.TensorProtocol, home: ir.Graph) -> None:
+    """Let a constant take the place of outputs that all have its contents. The caller removes their nodes.
+
+    It becomes one initializer of the graph ``home``; where that cannot be, one Constant node for each.
+    """
+    shared = [output for output in outputs if root.initializers and not output.is_graph_output()]
+    if shared:
+        name = shared[0].name or "constant"
+        if shared[0].graph is not home:
+            name = root.new_name(name)
+        home.register_initializer(
+            new := ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+            )
+        )
+        for output in shared:
+            output.replace_all_uses_with(new)
+    for output in outputs:
+        if output not in shared:
+            _put_node(output, tensor)
+
+
+def _put_node(output: ir.Value, tensor: ir.TensorProtocol) -> None:
+    node = output.producer()
+    assert node is not None
+    assert node.graph is not None
+    graph, position = node.graph, output_position(output)
+    new = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
+    producer = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=f"{output.name}_constant")
+    graph.insert_before(node, producer)
+    if position is None:
+        output.replace_all_uses_with(new)
+    else:
+        replace(output, new)
+
+
+def remove(nodes: Sequence[ir.Node]) -> None:
+    """Remove nodes that only each other use, and all that is in their subgraphs: what these captured may be dead then."""
+    by_graph: dict[ir.Graph, list[ir.Node]] = {}
+    for node in nodes:
+        for subgraph in subgraphs(node):
+            for inner in ir.traversal.RecursiveGraphIterator(subgraph):
+                _release(inner)
+        _release(node)
+        assert node.graph is not None
+        by_graph.setdefault(node.graph, []).append(node)
+    for graph, members in by_graph.items():
+        graph.remove(members, safe=True)
+
+
+def _release(node: ir.Node) -> None:
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
