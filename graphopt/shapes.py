@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from .weights import graphs
+from .model.weights import graphs
 
 SMALL_BYTES = 1024
 """Tensors up to this size stay in the skeleton: they may be shapes, which inference computes with."""

@@ -16,8 +16,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphopt import model, reading, saving
+from graphopt import model
 from graphopt.errors import ModelError, UsageError
+from graphopt.model import reading, saving
 
 from helpers import assert_same_outputs, from_text, run, small_cnn, write
 

@@ -22,8 +22,8 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
-from graphopt.weights import tensor_bytes
 
 from .graph import Work, can_replace, remove, replace, site
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
-from graphopt.weights import tensor_bytes
 
 from .graph import Work, annotated_names
 from .moved import MovedTensor

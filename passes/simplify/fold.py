@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.model import weight_bytes
-from graphopt.weights import tensor_bytes
+from graphopt.model.weights import tensor_bytes
 
 from . import growth
 from .dead import remove_initializers

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.weights import tensor_bytes
+from graphopt.model.weights import tensor_bytes
 
 from .graph import constant
 

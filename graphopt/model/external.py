@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from .errors import ModelError
+from graphopt.errors import ModelError
 
 _CHUNK_BYTES = 4 << 20
 

@@ -16,7 +16,8 @@ import re
 
 import onnx
 
-from .errors import ModelError
+from graphopt.errors import ModelError
+
 from .validate import RUNTIME_OPERATORS
 
 SPARSE_CONSTANT_OPSET = 11

@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt.contracts import TensorSpec
+from graphopt.errors import ModelError
+
 from . import checker
-from .contracts import TensorSpec
-from .errors import ModelError
 from .external import DataFiles, FileTensor
 from .reading import locations, read, root_cause
 from .saving import ExternalData, Saved, move, save

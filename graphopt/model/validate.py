@@ -21,8 +21,9 @@ from typing import TypeAlias
 
 import onnx
 
+from graphopt.errors import ModelError
+
 from . import tensors
-from .errors import ModelError
 from .external import DataFiles
 from .order import CycleError, is_sorted, stable_order
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx
 
+from graphopt.errors import ModelError
+
 from . import wire
-from .errors import ModelError
 from .weights import SMALL_BYTES
 
 IN_PLACE_BYTES = 64 << 20

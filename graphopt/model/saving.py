@@ -25,8 +25,9 @@ from typing import BinaryIO, Literal
 import onnx
 import onnx_ir as ir
 
+from graphopt.errors import ModelError, UsageError
+
 from . import wire
-from .errors import ModelError, UsageError
 from .external import FileTensor
 from .reading import locations, read, root_cause
 from .weights import Place, is_large, places, swapped, weight_bytes

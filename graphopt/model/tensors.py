@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .errors import ModelError
+from graphopt.errors import ModelError
+
 from .external import DataFiles
 
 _DENSE_LIMIT_BYTES = 1 << 30
