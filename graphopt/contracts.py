@@ -84,12 +84,10 @@ Plan: TypeAlias = Mapping[Site, Setting]
 
 
 class Need(enum.Enum):
-    """What a pass cannot do without."""
+    """What a pass cannot do without; the core refuses to start when the user did not give it."""
 
     DATA = "data"
     LABELS = "labels"
-    GRADIENTS = "gradients"
-    TARGET = "target"
 
 
 class Progress(Protocol):

@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from . import __version__, evaluate, inspection, metrics, model, targets, verdict
 from . import recipe as recipes
-from .contracts import Budget, Context, LossyPass, Progress, Session, SessionOptions, Silent
+from .contracts import Budget, Context, LossyPass, Need, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
@@ -150,11 +150,14 @@ def optimize(
         seed=seed,
         command=command,
     )
-    if lossy and not (data or eval_data):
+    needs = {need for step in chosen.steps for need in step.rewrite.needs}
+    if (lossy or Need.DATA in needs) and not (data or eval_data):
         raise DataError(
-            f"the recipe {chosen.name!r} can cost accuracy, which generated inputs cannot show",
+            f"the recipe {chosen.name!r} needs data: generated inputs cannot show what it costs",
             hint="Give --data with samples of what the model will see, or --eval with labels too.",
         )
+    if Need.LABELS in needs and not eval_data:
+        raise DataError(f"the recipe {chosen.name!r} needs labels", hint="Give --eval with labelled samples.")
     with ExitStack() as stack:
         return _Run(job, progress or Silent(), stack).execute()
 
