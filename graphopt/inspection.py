@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from . import model
 from .contracts import TensorSpec
 from .cost import node_macs, total_macs
+from .model.weights import places, tensor_bytes
 from .report.schema import ModelFacts
 
 
@@ -25,8 +27,15 @@ class NodeFacts:
     weight_bytes: int
 
 
-def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
-    """Facts of a model and the file that it is in; ``name`` is the path to show when it is not the file's own."""
+def facts(loaded: ir.Model, path: Path, name: Path | None = None, dims: Mapping[str, int] | None = None) -> ModelFacts:
+    """Facts of a model and the file that it is in.
+
+    Args:
+        loaded: The model.
+        path: Its file.
+        name: The path to show when it is not the file's own.
+        dims: Sizes of symbolic dimensions, for the multiply-accumulates.
+    """
     operators = Counter(operator(node) for node in model.nodes(loaded) if node.op_type != "Constant")
     return ModelFacts(
         path=str(name or path),
@@ -34,7 +43,7 @@ def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
         bytes=model.file_bytes(path),
         nodes=model.count_nodes(loaded),
         parameters=model.parameters(loaded),
-        macs=total_macs(loaded),
+        macs=total_macs(loaded, dims),
         opset=model.opset(loaded),
         inputs=[describe(spec) for spec in model.input_specs(loaded)],
         outputs=[describe(spec) for spec in model.output_specs(loaded)],
@@ -42,19 +51,21 @@ def facts(loaded: ir.Model, path: Path, name: Path | None = None) -> ModelFacts:
     )
 
 
-def heaviest(loaded: ir.Model, count: int = 10) -> list[NodeFacts]:
+def heaviest(loaded: ir.Model, count: int = 10, dims: Mapping[str, int] | None = None) -> list[NodeFacts]:
     """The nodes with the most multiply-accumulates, then the most weight bytes; at most ``count`` of them."""
-    macs = node_macs(loaded)
+    macs = node_macs(loaded, dims)
+    constants = {place.owner: place.tensor for place in places(loaded)}
     rows = []
     for node in model.nodes(loaded):
-        tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+        read = (value if value is None or value in constants else value.producer() for value in node.inputs)
+        tensors = [constants[owner] for owner in read if owner in constants]
         rows.append(
             NodeFacts(
                 name=node.name or (node.outputs[0].name if node.outputs else "") or node.op_type,
                 op_type=operator(node),
                 macs=macs.get(node, 0),
                 parameters=sum(tensor.size for tensor in tensors),
-                weight_bytes=sum(tensor.nbytes for tensor in tensors),
+                weight_bytes=sum(map(tensor_bytes, tensors)),
             )
         )
     rows = [row for row in rows if row.macs or row.weight_bytes]

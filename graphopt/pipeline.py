@@ -195,7 +195,7 @@ class _Run:
         self.runtime = targets.runtime(job.target)
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
-            self.input = inspection.facts(original, job.model)
+            self.input = inspection.facts(original, job.model, dims=job.dims)
         self.notes += original.meta.get("graphopt.notes", [])
         self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
@@ -372,7 +372,7 @@ class _Run:
 
     def _judge(self, stage: Stage) -> Judgement:
         job, evidence = self.job, self.evidence
-        facts = inspection.facts(stage.model, stage.path, job.output)
+        facts = inspection.facts(stage.model, stage.path, job.output, job.dims)
         validation = evidence.validate(stage.path) if evidence and job.verify else None
         timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
         problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)

@@ -53,7 +53,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="graphopt")
 def graphopt() -> None:
     """ONNX in, a smaller or faster ONNX out, with the evidence.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import as_json, verbose
+from . import options
 
 
 @click.command(short_help="Parameters, MACs, operators, the heaviest nodes, who can run it.")
@@ -15,14 +15,15 @@ from .options import as_json, verbose
 @click.option(
     "--top", default=10, show_default=True, type=click.IntRange(min=1), metavar="N", help="How many heavy nodes to show."
 )
-@as_json
-@verbose
-def command(path: Path, top: int, json_: bool) -> None:
+@options.dims
+@options.as_json
+@options.verbose
+def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
     """Show what MODEL is made of and which targets could run it.
 
     \b
     graphopt inspect model.onnx
-    graphopt inspect model.onnx --top 30 --json
+    graphopt inspect model.onnx --top 30 --dim T=128 --json
     """
     from graphopt import inspection, model, registry, targets
     from graphopt.errors import GraphoptError
@@ -31,8 +32,8 @@ def command(path: Path, top: int, json_: bool) -> None:
     from .output import console, print_json, table
 
     loaded = model.load(path)
-    facts = inspection.facts(loaded, path)
-    heavy = inspection.heaviest(loaded, top)
+    facts = inspection.facts(loaded, path, dims=dims)
+    heavy = inspection.heaviest(loaded, top, dims)
     support = []
     for name in targets.names():
         target = targets.load(name)
@@ -61,7 +62,7 @@ def command(path: Path, top: int, json_: bool) -> None:
         ("parameters", units.count(facts.parameters).text),
         (
             "MACs",
-            "not known: some shapes depend on the input"
+            "not known without the sizes of dynamic dimensions (--dim NAME=SIZE)"
             if facts.macs is None
             else f"{units.macs(facts.macs).text} for one sample",
         ),

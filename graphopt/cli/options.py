@@ -46,7 +46,7 @@ def dims(command: _Command) -> _Command:
         multiple=True,
         metavar="NAME=SIZE",
         callback=_sizes,
-        help="Size of a dynamic dimension of generated inputs, by its symbol or INPUT:AXIS. Repeatable.",
+        help="Size of a dynamic dimension, by its symbol or INPUT:AXIS. Repeatable.",
     )(command)
 
 

@@ -26,9 +26,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1, title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> Table:
     """A table whose columns from ``numbers_from`` on are right-aligned; cells are plain text, never markup."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index >= numbers_from else "left", overflow="fold")
     for row in rows:
