@@ -1,0 +1,137 @@
+"""``fuse``: several operators become one that computes the same, in ONNX's standard operators. One module a rule or a few.
+
+affine      BatchNormalization and arithmetic behind Conv, ConvTranspose, Gemm, MatMul go into their weights
+before      and before Conv and Gemm
+neutral     arithmetic that changes nothing goes
+pad         operators that pad by themselves take over the Pad before them
+clip        limits are merged
+gemm        MatMul and Add become Gemm, which transposes by itself
+pool        a mean over height and width is a GlobalAveragePool
+normalize   a LayerNormalization written out
+activation  Gelu and HardSwish written out
+state       an initial state of zeros is left out
+sequence    tensors are taken apart without a sequence
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from graphopt.contracts import Change, Context, Pass
+from graphopt.model import weight_bytes
+from graphopt.shapes import infer
+
+from .activation import use_gelu, use_hard_swish
+from .affine import fold_affine
+from .before import fold_affine_before
+from .clip import merge_limits
+from .gemm import transpose_in_gemm, use_gemm
+from .graph import Rule, Work, site
+from .neutral import remove_neutral
+from .normalize import use_layer_normalization
+from .pad import fold_pad
+from .pool import use_global_pool
+from .sequence import split_without_sequence
+from .state import drop_zero_state
+
+__all__ = ["Fuse"]
+
+_LEAST_GROWTH = 1_000_000
+_GROWTH_PART = 20
+_SWEEPS = 20
+_LISTED = 3
+"""So many places that were left alone for the same reason are listed one by one."""
+
+_RULES: Mapping[str, Sequence[Rule]] = {
+    "Add": (remove_neutral, fold_affine, use_layer_normalization, use_gemm),
+    "BatchNormalization": (fold_affine,),
+    "Clip": (merge_limits,),
+    "Conv": (fold_affine_before,),
+    "Div": (remove_neutral, use_hard_swish, fold_affine),
+    "Gemm": (transpose_in_gemm, fold_affine_before),
+    "GRU": (drop_zero_state,),
+    "LSTM": (drop_zero_state,),
+    "Min": (merge_limits,),
+    "Mul": (remove_neutral, use_gelu, use_hard_swish, fold_affine, use_layer_normalization),
+    "Pad": (fold_pad,),
+    "ReduceMean": (use_global_pool,),
+    "Relu": (merge_limits,),
+    "RNN": (drop_zero_state,),
+    "SplitToSequence": (split_without_sequence,),
+    "Sub": (remove_neutral, fold_affine),
+}
+"""The rules by the last operator of what they look for, in the order in which they are tried."""
+
+
+class Fuse(Pass):
+    """Fusion in standard operators. ``passes/fuse`` has a module for each rule."""
+
+    name = "fuse"
+    summary = "fold normalization, arithmetic and padding into weights, and use one operator for what several compute"
+
+    def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
+        """Apply the rules until none of them changes anything; last come the places that were left alone, and why.
+
+        The main graph and its subgraphs are covered; bodies of functions are not, their values have no one shape. The bytes of
+        all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
+        """
+        patterns = tuple(context.exclude)
+
+        def excluded(node: ir.Node) -> bool:
+            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
+
+        growth = context.growth_bytes
+        if growth is None:
+            growth = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART)
+        work = Work(model, excluded, infer(model), growth)
+        changes: list[Change] = []
+        left: dict[ir.Node, Change] = {}
+        for _ in range(_SWEEPS):
+            left = {}
+            done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
+            if not done:
+                break
+            changes += done
+        if changes:
+            work.drop_unused()
+        return [*changes, *_left_alone(left)]
+
+
+def _nodes(work: Work) -> Iterator[ir.Node]:
+    """The nodes that some rule looks at, each before what reads it; nodes may be removed on the way."""
+    for graph in [work.model.graph, *work.model.graph.subgraphs()]:
+        for node in graph:
+            if node.op_type in _RULES and work.is_operator(node, node.op_type):
+                yield node
+
+
+def _rewrite(work: Work, node: ir.Node, left: dict[ir.Node, Change]) -> Iterator[Change]:
+    """Try the rules for one node, until it is gone or none of them applies."""
+    for rule in _RULES[node.op_type]:
+        if node.graph is None:
+            return
+        change = rule(work, node)
+        if change is None:
+            continue
+        if change.done:
+            yield change
+        else:
+            left[node] = change
+
+
+def _left_alone(left: Mapping[ir.Node, Change]) -> list[Change]:
+    """The patterns that were found and not fused; where many have one reason, they share a line."""
+    reasons: dict[tuple[str, str], list[Change]] = {}
+    for node, change in left.items():
+        if node.graph is not None:
+            reasons.setdefault((change.what, change.why), []).append(change)
+    changes = []
+    for (what, why), group in reasons.items():
+        if len(group) > _LISTED:
+            changes.append(Change(group[0].site, f"not {what}, here and at {len(group) - 1} other places", why, done=False))
+        else:
+            changes += [Change(change.site, f"not {what}", why, done=False) for change in group]
+    return changes

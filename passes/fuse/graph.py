@@ -1,0 +1,303 @@
+"""The graph as the rules of this family see it, and the few edits that they make.
+
+A rule is called with the last node of what it looks for. It checks every condition first, then edits, and says what it did:
+
+    rule(work, node) -> Change(done=True)    the graph has changed
+                        Change(done=False)   the pattern is there, but something forbids the rewrite: ``why`` says what
+                        None                 the pattern is not there
+
+A value in between may only go when nothing else reads it and it is no output; an initializer may only change when nothing else
+reads it, no caller can override it, and it is no output: otherwise the changed one is a new initializer, and its bytes count
+as growth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+from graphopt.shapes import Facts, defined, subgraphs
+
+_INITIALIZERS_NEED_NO_INPUT = 4
+_ANNOTATION = "quant_parameter_tensor_names"
+_NUMBERS = {
+    "value_float": ir.DataType.FLOAT,
+    "value_floats": ir.DataType.FLOAT,
+    "value_int": ir.DataType.INT64,
+    "value_ints": ir.DataType.INT64,
+}
+_MANY = 8
+"""What more nodes than these read is taken to be needed; listing them again and again would take too long."""
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+"""Types that weights are computed in; of the others, folding would lose more than a rounding."""
+
+
+@dataclass
+class Work:
+    """What the rules share during one run of the pass."""
+
+    model: ir.Model
+    excluded: Callable[[ir.Node], bool]
+    """Whether the user asked to leave a node alone."""
+    facts: Facts
+    """What is known of types and shapes; stays right while the graph is rewired."""
+    allowed_bytes: int
+    """By how many bytes the weights may still grow."""
+    names: set[str] = field(default_factory=set)
+    fixed: set[str] = field(default_factory=set)
+    """Initializers that quantization annotations refer to: used, though by no node."""
+    ambiguous: set[str] = field(default_factory=set)
+    """Names that several graphs use: moved to another value, one could hide what a subgraph reads."""
+    reads: Counter[ir.Value] = field(default_factory=Counter)
+    """How often each initializer is read, or more: to list the readers of one takes time when there are thousands."""
+
+    def __post_init__(self) -> None:
+        for graph in self.model.graphs():
+            for value in defined(graph):
+                if value.name in self.names:
+                    self.ambiguous.add(value.name or "")
+                self.names.add(value.name or "")
+                self.fixed.update(value.meta.get(_ANNOTATION, {}).values())
+                if value.is_initializer():
+                    self.reads[value] = len(value.uses())
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators."""
+        return self.model.opset_imports.get("", 1)
+
+    # ------------------------------------------------------------------------------------------------------ questions
+
+    def is_operator(self, node: ir.Node, *op_types: str) -> bool:
+        """Whether the node is one of these operators of ONNX and may be rewritten: no function call, not excluded."""
+        if node.op_type not in op_types or node.domain != "":
+            return False
+        return node.op_identifier() not in self.model.functions and not self.excluded(node)
+
+    def producer(self, value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
+        """The node of one of these operators in the graph of ``user`` that gives ``value``."""
+        node = None if value is None else value.producer()
+        return node if node is not None and node.graph is user.graph and self.is_operator(node, *op_types) else None
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """The element type of a tensor, where it is known for certain."""
+        known = None if value is None else self.facts.get(value)
+        return known.type.dtype if known is not None and isinstance(known.type, ir.TensorType) else None
+
+    def shape(self, value: ir.Value | None) -> ir.Shape | None:
+        """The shape of a tensor, where at least its rank is known for certain."""
+        known = None if value is None else self.facts.get(value)
+        return None if known is None else known.shape
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """The rank of a tensor, where it is known for certain."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def can_replace(self, old: ir.Value) -> bool:
+        """Whether an output of another node of the same graph, itself no graph output, can take the place of this one."""
+        if not old.is_graph_output():
+            return True
+        places = [] if old.graph is None else [output for output in old.graph.outputs if output is old]
+        return len(places) == 1 and old.name not in self.ambiguous
+
+    # ---------------------------------------------------------------------------------------------------------- edits
+
+    def new_name(self, name: str) -> str:
+        """``name`` if it is new in the model, else with a number that makes it so."""
+        new, number = name, 0
+        while new in self.names:
+            number += 1
+            new = f"{name}_{number}"
+        self.names.add(new)
+        return new
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let everything that used ``old`` use ``new``, which has the same contents; ``can_replace`` was asked.
+
+        Where ``old`` is an output of its graph, ``new`` takes over its place, name, type and shape.
+        """
+        if old.is_graph_output():
+            assert old.graph is not None
+            position = next(index for index, output in enumerate(old.graph.outputs) if output is old)
+            old.graph.outputs[position] = new
+            name, old.name = old.name, None
+            new.name, new.type, new.shape = name, old.type, old.shape
+            new.doc_string = old.doc_string or new.doc_string
+            new.metadata_props.update(old.metadata_props)
+        elif new.producer() is not None:
+            new.type = old.type or new.type
+            new.shape = new.shape if old.shape is None else old.shape
+        if old in self.facts:
+            self.facts[new] = self.facts[old]
+        old.replace_all_uses_with(new)
+
+    def add(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr] = (),
+    ) -> ir.Value:
+        """The output of a new node in the place of ``node``, whose only (first) output it replaces; ``node`` is removed."""
+        assert node.graph is not None
+        old = node.outputs[0]
+        new = ir.Node("", op_type, inputs, attributes, name=node.name)
+        new.metadata_props.update(node.metadata_props)
+        name = old.name
+        node.graph.insert_before(node, new)
+        self.replace(old, new.outputs[0])
+        if new.outputs[0].name != name:
+            old.name, new.outputs[0].name = None, name
+        self.remove_dead(node)
+        return new.outputs[0]
+
+    def put(self, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
+        """Let input ``index`` of a node be a constant with these contents; the one that it replaces goes if it is not used."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        if old is not None and self.dies(old, node):
+            name = old.name or name
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, None)
+        if old is not None:
+            self.reads[old] -= 1
+        self.drop([old])
+        node.replace_input_with(index, self.constant(node, array, name))
+
+    def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
+        """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer."""
+        assert node.graph is not None
+        name = self.new_name(name)
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+        self.facts[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(array.shape))
+        if (self.model.ir_version or 0) >= _INITIALIZERS_NEED_NO_INPUT:
+            value.const_value = tensor
+            node.graph.register_initializer(value)
+        else:
+            node.graph.insert_before(node, ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value]))
+        return value
+
+    def dies(self, value: ir.Value, *users: ir.Node) -> bool:
+        """Whether an initializer can go when these nodes no longer read it."""
+        kept = value.is_graph_input() or value.is_graph_output() or value.name in self.fixed or self.reads[value] > _MANY
+        return value.is_initializer() and not kept and all(use.node in users for use in value.uses())
+
+    def drop(self, values: Iterable[ir.Value | None]) -> None:
+        """Remove the initializers among the values that nothing reads."""
+        for value in values:
+            if value is not None and value.graph is not None and self.dies(value):
+                del value.graph.initializers[value.name or ""]
+                self.names.discard(value.name or "")
+
+    def drop_unused(self) -> None:
+        """Remove the initializers that were read at first and are not any more."""
+        for value in [value for value in self.reads if value.graph is not None and not value.uses()]:
+            self.reads[value] = 0
+            self.drop([value])
+
+    def remove_dead(self, node: ir.Node) -> None:
+        """Remove a node whose outputs nothing reads, and what only it used."""
+        waiting = [node]
+        while waiting:
+            dead = waiting.pop()
+            if dead.graph is None or any(output.is_graph_output() or output.uses() for output in dead.outputs):
+                continue
+            inputs = [*dict.fromkeys(value for value in dead.inputs if value is not None)]
+            self.reads.subtract(value for value in dead.inputs if value is not None)
+            for index in range(len(dead.inputs)):
+                dead.replace_input_with(index, None)
+            dead.graph.remove(dead, safe=True)
+            self.drop(inputs)
+            producers = (value.producer() for value in inputs)
+            waiting += [made for made in producers if made is not None and not any(subgraphs(made))]
+
+    def grow(self, changes: Iterable[tuple[ir.Node, int, int]], gone: ir.Node) -> str | None:
+        """Reserve what new contents of inputs cost: (node, input, bytes). If it is too much, why; then nothing is reserved.
+
+        ``gone`` is the node that will be removed, and with it the constants that only it reads.
+        """
+        growth = 0
+        for node, index, size in changes:
+            old = node.inputs[index] if index < len(node.inputs) else None
+            growth += size - (_bytes(old) if old is not None and self.dies(old, node, gone) else 0)
+        growth -= sum(_bytes(value) for value in {*gone.inputs} if value is not None and self.dies(value, gone))
+        if growth > max(self.allowed_bytes, 0):
+            return f"the weights would grow by {growth} bytes: others use them too and need them as they are"
+        self.allowed_bytes -= growth
+        return None
+
+
+Rule = Callable[[Work, ir.Node], Change | None]
+
+
+def site(node: ir.Node) -> str:
+    """What a user can find the node by: its name, or that of its first output."""
+    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
+
+
+def declined(node: ir.Node, what: str, why: str) -> Change:
+    """A pattern that was found and left alone."""
+    return Change(site(node), what, why, done=False)
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that a value always has: an initializer that no caller can override, or what a Constant node gives."""
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if value.is_graph_input() else value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
+        return None
+    attribute = next(iter(node.attributes.values()))
+    if attribute.is_ref():
+        return None
+    if attribute.name == "value":
+        return attribute.as_tensor()
+    dtype = _NUMBERS.get(attribute.name)
+    value_of = attribute.value
+    return None if dtype is None else ir.tensor(list(value_of) if isinstance(value_of, tuple) else value_of, dtype)
+
+
+def number(value: ir.Value | None) -> float | None:
+    """The one number that a constant of one element holds."""
+    tensor = constant(value)
+    if tensor is None or tensor.size != 1 or tensor.dtype == ir.DataType.STRING:
+        return None
+    return float(tensor.numpy().reshape(()))
+
+
+def ints(value: ir.Value | None) -> list[int] | None:
+    """The integers that a constant holds."""
+    tensor = constant(value)
+    return None if tensor is None or not tensor.dtype.is_integer() else [int(i) for i in tensor.numpy().reshape(-1)]
+
+
+def _bytes(value: ir.Value) -> int:
+    tensor = constant(value)
+    return 0 if tensor is None else tensor.nbytes
+
+
+def is_overridable(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer that a caller may replace, because it is listed as an input too."""
+    return value is not None and value.is_initializer() and value.is_graph_input()
+
+
+def only_use(value: ir.Value) -> bool:
+    """Whether nothing but one input of one node reads the value."""
+    return not value.is_graph_output() and len(value.uses()) == 1
+
+
+def attribute(node: ir.Node, name: str, default: int | float | str | Sequence[int] | None = None) -> object:
+    """An attribute's value; None where a function's caller decides it."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    return None if found.is_ref() else found.value

@@ -1,0 +1,340 @@
+"""What ``fuse`` says in one operator instead of several."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from fusing import fuse, fused, listed_as_input, model, normal
+from simplifying import operators
+
+from helpers import run
+
+X = {"x": normal(2, 4, 8, 8, seed=9)}
+W = normal(6, 4, 3, 3)
+PADS = np.array([0, 0, 1, 2, 0, 0, 1, 0])
+INF = np.array(-np.inf, np.float32)
+SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 7.0, -7.0, 0.5], np.float32)
+
+
+def why(*args: object, **kwargs: object) -> list[str]:
+    _, changes = fuse(model(*args, **kwargs))
+    assert not any(change.done for change in changes)
+    return [change.why for change in changes]
+
+
+# -------------------------------------------------------------------------------------------------------------------- Pad
+
+
+def test_zeros_around_an_image_are_padded_by_the_conv():
+    proto = model("p = Pad(x, pads) y = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(p, w)", pads=PADS, w=W)
+    assert operators(fused(proto, X)) == ["Conv"]
+
+
+def test_a_pad_of_some_axes_and_one_of_old_opsets_are_padded_by_the_conv():
+    named = model(
+        'p = Pad(x, pads, , axes) y = Conv<auto_pad = "VALID">(p, w)', pads=np.array([1, 2, 3, 0]), axes=np.array([-1, 2]), w=W
+    )
+    assert operators(fused(named, X)) == ["Conv"]
+    old = model("p = Pad<pads = [0, 0, 1, 2, 0, 0, 1, 0]>(x) y = Conv(p, w)", opset=9, w=W)
+    assert operators(fused(old, X)) == ["Conv"]
+
+
+def test_a_pad_that_two_convs_read_moves_into_both_or_none():
+    both = "p = Pad(x, pads) a = Conv(p, w) b = Conv(p, w) y = Mul(a, b)"
+    assert operators(fused(model(both, pads=PADS, w=W), X)) == ["Conv", "Conv", "Mul"]
+    one = 'p = Pad(x, pads) a = Conv(p, w) b = Conv<auto_pad = "SAME_UPPER">(p, w) c = Relu(b) y = Conv(c, v)'
+    assert "chooses its own padding" in why(one, pads=PADS, w=W, v=normal(6, 6, 1, 1))[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('p = Pad<mode = "reflect">(x, pads) y = Conv(p, w)', "reflect"),
+        ("p = Pad(x, pads, one) y = Conv(p, w)", "it pads with 1"),
+        ("p = Pad(x, channels) y = Conv(p, v)", "pads batch or channels"),
+        ("p = Pad(x, crop) y = Conv(p, w)", "negative"),
+        (
+            "s = Shape(x) t = Sub(s, s) u = Concat<axis = 0>(t, t) p = Pad(x, u) y = Conv(p, w)",
+            "only known when the model runs",
+        ),
+    ],
+)
+def test_other_padding_stays(body: str, reason: str):
+    channels, crop = np.array([0, 1, 0, 0, 0, 0, 0, 0]), np.array([0, 0, -1, 0, 0, 0, 0, 0])
+    weights = {
+        "pads": PADS,
+        "w": W,
+        "one": np.array(1, np.float32),
+        "channels": channels,
+        "v": normal(6, 5, 3, 3),
+        "crop": crop,
+    }
+    assert (
+        reason in why(body, **{name: array for name, array in weights.items() if f"{name})" in body or f"{name}," in body})[0]
+    )
+
+
+def test_padding_that_a_caller_may_override_stays():
+    proto = listed_as_input(model("p = Pad(x, pads) y = Conv(p, w)", pads=PADS, w=W), "pads")
+    assert operators(fuse(proto)[0]) == ["Pad", "Conv"]
+
+
+def test_a_padded_tensor_that_is_an_output_stays():
+    body = "p = Pad(x, pads) y = Conv(p, w)"
+    assert "is an output" in why(body, outputs="float[N, C, H, W] y, float[N, D, I, J] p", pads=PADS, w=W)[0]
+
+
+def test_an_average_pool_counts_the_zeros_that_it_took_over():
+    pool = "AveragePool<kernel_shape = [3, 3]{}>(p)"
+    proto = model("p = Pad(x, pads) y = " + pool.format(""), pads=PADS)
+    assert operators(fused(proto, X)) == ["AveragePool"]
+    counted = model("p = Pad(x, pads) y = " + pool.format(", pads = [1, 0, 1, 0], count_include_pad = 1"), pads=PADS)
+    assert operators(fused(counted, X)) == ["AveragePool"]
+    assert "leaves that out of its mean" in why("p = Pad(x, pads) y = " + pool.format(", pads = [1, 0, 1, 0]"), pads=PADS)[0]
+    assert "rounds up" in why("p = Pad(x, pads) y = " + pool.format(", ceil_mode = 1"), pads=PADS)[0]
+
+
+def test_only_padding_by_minus_infinity_moves_into_a_max_pool():
+    pool = "y = MaxPool<kernel_shape = [3, 3], pads = [1, 0, 1, 0]>(p)"
+    assert operators(fused(model("p = Pad(x, pads, inf)" + pool, pads=PADS, inf=INF), X)) == ["MaxPool"]
+    assert why("p = Pad(x, pads)" + pool, pads=PADS) == ["it pads with 0, and MaxPool with minus infinity"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- limits
+
+LIMITS = {
+    "a = Relu(x) y = Relu(a)": ["Relu"],
+    "a = Relu(x) y = Clip(a, zero, six)": ["Clip"],
+    "a = Relu(x) y = Clip(a, , six)": ["Clip"],
+    "a = Relu(x) y = Clip(a, one)": ["Clip"],
+    "a = Clip(x, one, six) y = Relu(a)": ["Clip"],
+    "a = Clip(x, , minus) y = Relu(a)": ["Clip"],
+    "a = Clip(x, , six) y = Clip(a, one)": ["Clip"],
+    "a = Clip(x, one) y = Clip(a, , six)": ["Clip"],
+    "a = Clip(x, six, one) y = Clip(a, zero, six)": ["Clip"],
+    "a = Max(x, zero) y = Min(six, a)": ["Clip"],
+    "a = Max(x, six) y = Min(a, one)": ["Clip"],
+    "y = Max(x, zero)": ["Max"],  # infinity would become the largest finite number
+    "a = Max(x, zero) y = Min(a, infinity)": ["Max", "Min"],
+    "a = Min(x, six) y = Max(a, zero)": ["Min", "Max"],
+}
+
+
+@pytest.mark.parametrize("body", LIMITS)
+def test_limits_are_merged_to_the_same_numbers_infinity_and_nan_included(body: str):
+    numbers = {"zero": 0, "one": 1, "six": 6, "minus": -1, "infinity": np.inf}
+    weights = {name: np.array(value, np.float32) for name, value in numbers.items() if name in body}
+    proto = model(body, "float[N] x", "float[N] y", **weights)
+    result = fused(proto)
+    assert operators(result) == LIMITS[body]
+    for feed in ({"x": SPECIAL}, {"x": np.concatenate([SPECIAL] * 5)}):
+        np.testing.assert_array_equal(run(result, feed)["y"], run(proto, feed)["y"])
+
+
+def test_a_limited_value_that_others_read_keeps_its_limits():
+    body, six = "a = Relu(x) y = Clip(a, , six) z = Neg(a)", np.array(6, np.float32)
+    assert operators(fused(model(body, "float[N] x", "float[N] y, float[N] z", six=six))) == ["Relu", "Clip", "Neg"]
+    assert operators(fused(model(body[:-11], "float[N] x", "float[N] y, float[N] a", six=six))) == ["Relu", "Clip"]
+    overridable = listed_as_input(model("a = Relu(x) y = Clip(a, , six)", "float[N] x", "float[N] y", six=six), "six")
+    assert operators(fused(overridable)) == ["Relu", "Clip"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- Gemm
+
+
+def test_matmul_and_add_of_matrices_become_a_gemm():
+    proto = model("a = MatMul(x, w) y = Add(b, a)", "float[N, 5] x", "float[N, 6] y", w=normal(5, 6), b=normal(6))
+    assert operators(fused(proto, {"x": normal(3, 5)})) == ["Gemm"]
+    weights_may_change = listed_as_input(listed_as_input(proto, "w"), "b")
+    assert operators(fused(weights_may_change)) == ["Gemm"]
+
+
+def test_a_product_of_rank_3_or_with_another_bias_is_no_gemm():
+    batched = model("a = MatMul(x, w) y = Add(a, b)", "float[N, 3, 5] x", "float[N, 3, 6] y", w=normal(5, 6), b=normal(6))
+    assert operators(fused(batched)) == ["MatMul", "Add"]
+    residual = model("a = MatMul(x, w) y = Add(a, r)", "float[N, 5] x, float[N, 6] r", "float[N, 6] y", w=normal(5, 6))
+    assert operators(fused(residual)) == ["MatMul", "Add"]
+    read_twice = model(
+        "a = MatMul(x, w) y = Add(a, b)", "float[N, 5] x", "float[N, 6] y, float[N, 6] a", w=normal(5, 6), b=normal(6)
+    )
+    assert operators(fused(read_twice)) == ["MatMul", "Add"]
+
+
+def test_a_gemm_reads_matrices_before_they_are_transposed():
+    body = "s = Transpose(x) t = Transpose<perm = [1, 0]>(w) y = Gemm<transB = 1>(s, t)"
+    proto = model(body, "float[5, N] x, float[5, 6] w", "float[N, 6] y")
+    assert operators(fused(proto, {"x": normal(5, 3), "w": normal(5, 6)})) == ["Gemm"]
+    shown = model(body, "float[5, N] x, float[5, 6] w", "float[N, 6] y, float[N, 5] s")
+    assert operators(fused(shown)) == ["Transpose", "Gemm"]
+
+
+# --------------------------------------------------------------------------------------------- pooling and normalization
+
+
+@pytest.mark.parametrize(("opset", "body"), [(18, "ReduceMean(x, axes)"), (13, "ReduceMean<axes = [-1, 2]>(x)")])
+def test_a_mean_over_the_image_is_a_global_pool(opset: int, body: str):
+    weights = {"axes": np.array([3, -2])} if opset == 18 else {}
+    behind = f"c = Conv(x, w) s = Sigmoid(c) a = Mul(c, s) y = {body.replace('(x', '(a')}"
+    proto = model(behind, opset=opset, outputs="float[N, 6, 1, 1] y", w=W, **weights)
+    assert operators(fused(proto, X))[-1] == "GlobalAveragePool"
+    elsewhere = model(f"y = {body}", opset=opset, outputs="float[N, 4, 1, 1] y", **weights)
+    assert operators(fused(elsewhere, X)) == ["ReduceMean"]  # where no layout is kept, it is the faster of the two
+
+
+def test_another_mean_is_none():
+    for axes, keep, shape in (([2], 1, "N, 4, 1, 8"), ([1, 2], 1, "N, 1, 1, 8"), ([2, 3], 0, "N, 4")):
+        body = f"c = Conv(x, w) y = ReduceMean<keepdims = {keep}>(c, axes)"
+        proto = model(body, outputs=f"float[{shape}] y", axes=np.array(axes), w=normal(4, 4, 1, 1))
+        assert operators(fused(proto, X)) == ["Conv", "ReduceMean"]
+    unknown = model("c = Conv(x, w) y = ReduceMean(c, axes)", "float[N, 4, 8, 8] x, int64[K] axes", "float[A, B, C, D] y", w=W)
+    assert operators(fused(unknown)) == ["Conv", "ReduceMean"]
+
+
+NORM = "m = ReduceMean(x, axes) d = Sub(x, m) {square} v = ReduceMean(q, axes) e = Add(v, eps) r = Sqrt(e) {divide} "
+NORM_WEIGHTS = {
+    "axes": np.array([-1]),
+    "eps": np.array(1e-5, np.float32),
+    "g": normal(16, seed=1),
+    "b": normal(16, seed=2),
+}
+ROWS = {"x": normal(2, 3, 16)}
+
+
+def normalization(
+    square: str = "q = Mul(d, d)", divide: str = "n = Div(d, r)", end: str = "s = Mul(n, g) y = Add(s, b)", **kwargs: object
+):
+    weights = NORM_WEIGHTS | ({"two": np.array(2, np.float32)} if "two" in square else {})
+    weights = {name: array for name, array in weights.items() if name != "b" or "b)" in end}
+    kwargs = {"inputs": "float[N, L, 16] x", "outputs": "float[N, L, 16] y"} | kwargs
+    return model(NORM.format(square=square, divide=divide) + end, **kwargs, **weights)
+
+
+@pytest.mark.parametrize("square", ["q = Mul(d, d)", "q = Pow(d, two)", "d2 = Sub(x, m) q = Pow(d2, two)"])
+@pytest.mark.parametrize("divide", ["n = Div(d, r)", "i = Reciprocal(r) n = Mul(i, d)"])
+def test_a_layer_normalization_that_is_written_out_becomes_one(square: str, divide: str):
+    assert operators(fused(normalization(square, divide, opset=18), ROWS)) == ["LayerNormalization"]
+
+
+def test_a_layer_normalization_without_shift_and_one_whose_weights_may_change_become_one():
+    assert operators(fused(normalization(end="y = Mul(g, n)"), ROWS)) == ["LayerNormalization"]
+    overridable = listed_as_input(listed_as_input(normalization(), "g"), "b")
+    assert operators(fused(overridable, ROWS)) == ["LayerNormalization"]
+
+
+def test_a_layer_normalization_whose_parts_are_read_stays():
+    for extra in ("m", "d", "v", "n"):
+        shape = "float[N, L, 1]" if extra in "mv" else "float[N, L, 16]"
+        proto = normalization(outputs=f"float[N, L, 16] y, {shape} {extra}")
+        assert "LayerNormalization" not in operators(fused(proto, ROWS))
+
+
+# ------------------------------------------------------------------------------------------------------------- activations
+
+NUMBERS = {
+    "root": np.sqrt(2), "half_root": np.sqrt(0.5), "one": 1, "half": 0.5, "c": 0.044715, "k": np.sqrt(2 / np.pi),
+    "three": 3, "zero": 0, "six": 6, "sixth": 1 / 6,
+}  # fmt: skip
+GELU = [
+    "d = Div(x, root) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)",
+    "h = Mul(half, x) d = Mul(x, half_root) e = Erf(d) a = Add(one, e) y = Mul(h, a)",
+    "d = Div(x, root) e = Erf(d) a = Add(e, one) h = Mul(a, half) y = Mul(x, h)",
+    "p = Pow(x, three) q = Mul(p, c) r = Add(x, q) s = Mul(r, k) t = Tanh(s) u = Add(t, one) h = Mul(x, half) y = Mul(h, u)",
+    "p1 = Mul(x, x) p = Mul(p1, x) q = Mul(c, p) r = Add(x, q) s = Mul(k, r) t = Tanh(s) u = Add(one, t) m = Mul(x, u) "
+    "y = Mul(half, m)",
+]
+HARD_SWISH = [
+    "a = Add(x, three) l = Clip(a, zero, six) m = Mul(x, l) y = Div(m, six)",
+    "a = Add(three, x) l = Clip(a, zero, six) d = Div(l, six) y = Mul(d, x)",
+    "a = Add(x, three) l = Clip(a, zero, six) d = Mul(l, sixth) y = Mul(x, d)",
+    "l = HardSigmoid<alpha = 0.16666667, beta = 0.5>(x) y = Mul(x, l)",
+]
+
+
+def activation(body: str, outputs: str = "float[N, 64] y", opset: int = 20) -> onnx.ModelProto:
+    read = set(re.findall(r"\w+", body))
+    weights = {name: np.array(value, np.float32) for name, value in NUMBERS.items() if name in read}
+    return model(body, "float[N, 64] x", outputs, opset, **weights)
+
+
+@pytest.mark.parametrize("body", GELU)
+def test_a_gelu_that_is_written_out_becomes_one(body: str):
+    assert operators(fused(activation(body), {"x": 3 * normal(4, 64)})) == ["Gelu"]
+    assert "Gelu" not in operators(fused(activation(body, opset=18)))
+
+
+@pytest.mark.parametrize("body", HARD_SWISH)
+def test_a_hard_swish_that_is_written_out_becomes_one(body: str):
+    assert operators(fused(activation(body), {"x": 4 * normal(4, 64)})) == ["HardSwish"]
+    assert "HardSwish" not in operators(fused(activation(body, opset=13)))
+
+
+def test_an_activation_with_other_numbers_or_other_readers_stays():
+    assert "Gelu" not in operators(fused(activation(GELU[0].replace("half)", "six)"))))
+    assert "Gelu" not in operators(fused(activation(GELU[0], "float[N, 64] y, float[N, 64] e")))
+    assert "HardSwish" not in operators(fused(activation(HARD_SWISH[0], "float[N, 64] y, float[N, 64] a")))
+    assert "HardSwish" not in operators(fused(activation(HARD_SWISH[3].replace("0.5", "0.4"))))
+    overridable = listed_as_input(activation(HARD_SWISH[0]), "three")
+    assert "HardSwish" not in operators(fused(overridable))
+
+
+def test_silu_stays_a_product():
+    assert operators(fused(activation("s = Sigmoid(x) y = Mul(x, s)"))) == ["Sigmoid", "Mul"]
+
+
+# -------------------------------------------------------------------------------------------------- recurrence, sequences
+
+
+@pytest.mark.parametrize(("operator", "gates", "states"), [("LSTM", 4, "h, c"), ("GRU", 3, "h"), ("RNN", 1, "h")])
+def test_an_initial_state_of_zeros_is_left_out_with_what_built_it(operator: str, gates: int, states: str):
+    body = f"""n = Shape<start = 1, end = 2>(x) s = Concat<axis = 0>(two, n, five) z = Expand(zero, s)
+        h = Slice(z, start, end, start) fill = ConstantOfShape(s) c = Slice(fill, end, two, start)
+        y, yh = {operator}<hidden_size = 5>(x, w, r, , , {states})"""
+    weights = {
+        "two": np.array([2]), "five": np.array([5]), "start": np.array([0]), "end": np.array([1]),
+        "zero": np.array(0, np.float32), "w": normal(1, gates * 5, 4), "r": normal(1, gates * 5, 5),
+    }  # fmt: skip
+    if operator != "LSTM":
+        body = body.replace("fill = ConstantOfShape(s) c = Slice(fill, end, two, start)", "")
+    proto = model(body, "float[L, N, 4] x", "float[L, 1, N, 5] y, float[1, N, 5] yh", **weights)
+    assert operators(fused(proto, {"x": normal(3, 2, 4)})) == [operator]
+
+
+def test_an_initial_state_that_is_not_zero_or_may_be_overridden_stays():
+    weights = {"w": normal(1, 5, 4), "r": normal(1, 5, 5), "h": np.zeros((1, 2, 5), np.float32)}
+    body = "y = RNN<hidden_size = 5>(x, w, r, , , h)"
+    overridable = listed_as_input(model(body, "float[3, 2, 4] x", "float[3, 1, 2, 5] y", **weights), "h")
+    assert len(fused(overridable).graph.node[0].input) == 6
+    weights["h"] = weights["h"] + 1
+    assert len(fused(model(body, "float[3, 2, 4] x", "float[3, 1, 2, 5] y", **weights)).graph.node[0].input) == 6
+
+
+def test_a_zero_state_that_others_read_stays_for_them():
+    weights = {"w": normal(1, 5, 4), "r": normal(1, 5, 5), "h": np.zeros((1, 2, 5), np.float32)}
+    proto = model(
+        "y = RNN<hidden_size = 5>(x, w, r, , , h)", "float[3, 2, 4] x", "float[3, 1, 2, 5] y, float[1, 2, 5] h", **weights
+    )
+    result = fused(proto, {"x": normal(3, 2, 4)})
+    assert len(result.graph.node[0].input) == 3
+    assert [output.name for output in result.graph.output] == ["y", "h"]
+
+
+def test_parts_are_taken_without_a_sequence():
+    body = """s = SplitToSequence<axis = 1>(x, sizes) a = SequenceAt(s, zero) b = SequenceAt(s, last) y = Add(a, b)
+        z = SequenceAt(s, one)"""
+    numbers = {"zero": np.array(0), "last": np.array(-1), "one": np.array(1)}
+    outputs = "float[N, C, H, W] y, float[N, D, H, W] z"
+    proto = model(body, outputs=outputs, sizes=np.array([1, 2, 1]), **numbers)
+    assert operators(fused(proto, X)) == ["Split", "Add"]
+    even = model(body, outputs=outputs, sizes=np.array(2), **(numbers | {"one": np.array(-2)}))
+    assert operators(fused(even, X)) == ["Split", "Add"]
+    overridable = listed_as_input(proto, "sizes")
+    assert "SplitToSequence" in operators(fuse(overridable)[0])
+
+
+def test_a_part_whose_position_is_not_known_is_taken_from_the_sequence():
+    body = "s = SplitToSequence<axis = 1>(x, sizes) y = SequenceAt(s, i)"
+    proto = model(body, "float[N, 4, 8, 8] x, int64 i", sizes=np.array([1, 3]))
+    assert operators(fused(proto, {**X, "i": np.array(1)})) == ["SplitToSequence", "SequenceAt"]
