@@ -59,7 +59,9 @@ def graphopt(*arguments: object) -> Ran:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks take."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--docs", action="store_true", help="write the page to docs/")
+    parser.add_argument(
+        "--docs", type=Path, nargs="?", const=ROOT / "docs", metavar="FOLDER", help="write the page to docs/, or elsewhere"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     return parser
 
@@ -92,4 +94,4 @@ def publish(name: str, title: str, parts: Sequence[str], figures: Any, options: 
             json.dumps({"environment": here.model_dump(), "figures": figures}, indent=2) + "\n", encoding="utf-8"
         )
     if options.docs:
-        (ROOT / "docs" / f"{name}.md").write_text(page, encoding="utf-8")
+        (options.docs / f"{name}.md").write_text(page, encoding="utf-8")

@@ -1,0 +1,41 @@
+"""The passes of the recipe ``lossless`` by themselves: no comparison, no timing, nothing undone.
+
+What these benchmarks look for is what the pipeline would otherwise catch and undo.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import recipe, targets
+from graphopt.contracts import Change, Context, Pass, Session, Silent
+
+from common import ROOT
+
+TESTS = ROOT / "tests"
+
+
+def apply(model: ir.Model) -> list[Change]:
+    """Rewrite ``model`` in place by every pass of the recipe, and return what they did."""
+    changes: list[Change] = []
+    for step in recipe.load("lossless").steps:
+        assert isinstance(step.rewrite, Pass)
+        changes += step.rewrite.apply(model, _context())
+    return [change for change in changes if change.done]
+
+
+def tests_on_path() -> None:
+    """Make the modules of tests/ importable."""
+    sys.path.insert(0, str(TESTS))
+
+
+def _context() -> Context:
+    def no_session(_model: ir.Model) -> Session:
+        raise AssertionError("a lossless pass opened a session")
+
+    return Context(
+        target=targets.load("cpu"), open_session=no_session, data=None, rng=np.random.default_rng(0), progress=Silent()
+    )

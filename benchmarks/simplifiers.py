@@ -1,0 +1,124 @@
+"""The simplifiers that are compared: how each is installed and called, each call in a fresh process with a time limit.
+
+Peers are installed in environments of their own, so that none decides the other's dependencies. What is measured is the
+call as a user writes it, from file to file; imports come before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import ROOT
+
+LIMIT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Simplifier:
+    """A tool: what pip installs (nothing: it runs in this environment), what is imported, and the call."""
+
+    pins: tuple[str, ...]
+    imports: str
+    call: str
+
+
+_SHARED = ("onnx==1.23.2", "onnxruntime==1.31.1", "numpy==2.4.6")
+PEERS = {
+    "onnxsim": Simplifier(
+        ("onnxsim==0.8.1", *_SHARED),
+        "import onnx, onnxsim",
+        "simplified, _ = onnxsim.simplify(onnx.load(source)); onnx.save(simplified, out)",
+    ),
+    "OnnxSlim": Simplifier(("onnxslim==0.1.98", *_SHARED), "import onnxslim", "onnxslim.slim(source, out)"),
+    "onnxscript": Simplifier(
+        ("onnxscript==0.7.2", "onnx-ir==1.1.0", *_SHARED),
+        "import onnx_ir, onnxscript.optimizer",
+        "model = onnx_ir.load(source); onnxscript.optimizer.optimize(model); onnx_ir.save(model, out)",
+    ),
+}
+CHAIN = ("onnxscript", "onnxsim", "OnnxSlim")
+OURS = "graphopt"
+TOOLS = {
+    **PEERS,
+    OURS: Simplifier(
+        (),
+        "import numpy.random, lossless; from graphopt import model, recipe; recipe.load('lossless')",
+        "loaded = model.load(source); lossless.apply(loaded); model.save(loaded, out)",
+    ),
+}
+
+_WORKER = """
+import json, resource, sys, time
+sys.path.insert(0, {benchmarks!r})
+{imports}
+def cpu():
+    child = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + child.ru_utime + child.ru_stime
+def peak():
+    with open("/proc/self/status") as status:  # not ru_maxrss: that begins at the parent's
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+source, out = sys.argv[1:]
+imports, imported = cpu(), peak()
+{call}
+taken = {{"cpu_seconds": cpu() - imports, "import_cpu_seconds": imports, "peak_bytes": peak() - imported}}
+print("\\n" + json.dumps(taken))
+"""
+
+
+def version(name: str) -> str:
+    """What decides a tool's result: its pins, or the sources of graphopt as they are now; and how it is called."""
+    tool = TOOLS[name]
+    digest = hashlib.sha256(repr((tool.pins, tool.imports, tool.call, _WORKER)).encode())
+    if not tool.pins:
+        for path in sorted(
+            p for room in ("graphopt", "passes") for p in (ROOT / room).rglob("*") if p.suffix in {".py", ".yaml"}
+        ):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def environment(name: str, folder: Path) -> Path:
+    """The Python in which a tool is installed; the environment is made when it is not there."""
+    tool = TOOLS[name]
+    if not tool.pins:
+        return Path(sys.executable)
+    venv = folder / hashlib.sha256(" ".join(tool.pins).encode()).hexdigest()[:12]
+    ready = venv / "ready"
+    if not ready.exists():
+        print(f"installing {' '.join(tool.pins)}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+        subprocess.run([str(venv / "bin" / "pip"), "install", "-q", *tool.pins], check=True)
+        ready.touch()
+    return venv / "bin" / "python"
+
+
+def call(name: str, envs: Path, source: Path, out: Path) -> dict[str, Any]:
+    """Simplify a file: CPU seconds of the call and of the imports, and the peak in bytes beyond the imports; or ``failed``."""
+    tool = TOOLS[name]
+    code = _WORKER.format(benchmarks=str(ROOT / "benchmarks"), imports=tool.imports, call=tool.call)
+    ended = last_line([environment(name, envs), "-c", code, source, out])
+    if "failed" not in ended and not out.exists():
+        return {"failed": "wrote nothing"}
+    return ended
+
+
+def last_line(command: list[Any]) -> dict[str, Any]:
+    """Run a command and return the object in its last line, or ``failed`` with the reason."""
+    try:
+        ended = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took more than {LIMIT_SECONDS} s"}
+    lines = ended.stdout.splitlines()
+    if ended.returncode or not lines:
+        said = [line for line in ended.stderr.splitlines() if line.strip()][-1:]
+        return {"failed": f"ended with {ended.returncode}: {said[0][:300] if said else ''}"}
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
