@@ -133,6 +133,8 @@ class BasePass(abc.ABC):
     """One line for ``graphopt passes``."""
     Options: ClassVar[type[PassOptions]] = PassOptions
     needs: ClassVar[frozenset[Need]] = frozenset()
+    added_by_set: ClassVar[bool] = False
+    """Whether ``--set name.option=value`` is enough to ask for the pass: a recipe that lacks it gets it as its first step."""
 
     def __init__(self, options: PassOptions | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -143,12 +145,17 @@ class Pass(BasePass):
 
     ========================  =================================================================
     the model that is given   may be changed in place; the core keeps its own clone
-    inputs and outputs        names, types, order and dynamic dimensions stay
+    inputs and outputs        names, types, order and dynamic dimensions stay (but see ``changes_signature``)
     metadata                  stays
     a place left alone        gets a Change with ``done=False`` if a user would ask "why not?"
     an exception              means a defect: the pass is undone and named in the report
     ========================  =================================================================
     """
+
+    changes_signature: ClassVar[bool] = False
+    """Whether the user asks, with the pass, that dynamic dimensions of inputs and outputs become fixed. Names, order, types,
+    ranks and fixed dimensions stay. ``apply`` is then called once more, on a clone before the run, to learn which data fit
+    both models: on these everything is compared and timed."""
 
     @abc.abstractmethod
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:

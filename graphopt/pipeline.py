@@ -26,18 +26,18 @@ import onnx_ir as ir
 
 from . import __version__, evaluate, inspection, metrics, model, targets, verdict
 from . import recipe as recipes
-from .contracts import Budget, Context, LossyPass, Need, Progress, Session, SessionOptions, Silent
+from .contracts import Budget, Context, LossyPass, Need, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
-from .errors import BudgetError, DataError, ModelError, UsageError
+from .errors import BudgetError, DataError, GraphoptError, ModelError, UsageError
 from .evidence import Evidence
 from .journal import Done, Journal
 from .model import ExternalData
 from .recipe import Recipe, Step
 from .report.schema import ChangeRow, PassRow, Report
 from .targets import Target
-from .trial import Stage, Trial
+from .trial import Stage, Trial, is_narrowed
 from .verdict import Judgement
 
 LISTED_CHANGES = 5000
@@ -193,14 +193,17 @@ class _Run:
         self.rows: list[PassRow] = []
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
         self.runtime = targets.runtime(job.target)
+        self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
-            self.input = inspection.facts(original, job.model, dims=job.dims)
+            as_fed = self._as_fed(original)
+            fixed = _fixed(original, as_fed)
+            self.dims = {name: size for name, size in job.dims.items() if fixed.get(name) != size}
+            self.input = inspection.facts(original, job.model, dims={**job.dims, **fixed})
         self.notes += original.meta.get("graphopt.notes", [])
         self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
-        self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         self.session = stack.enter_context(self._open(job.model)) if job.verify or job.timing or self.lossy else None
-        self.data, self.evidence = self._open_data(original)
+        self.data, self.evidence = self._open_data(as_fed)
 
     # ------------------------------------------------------------------------------------------------------- preparation
 
@@ -212,14 +215,40 @@ class _Run:
         folder = Path(tempfile.mkdtemp(dir=self.temporary))
         return self._open(model.save(candidate, folder / "model.onnx").path)
 
-    def _open_data(self, original: ir.Model) -> tuple[Dataset | None, Evidence | None]:
+    def _context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
+        return Context(
+            target=self.job.target,
+            open_session=self._open_model,
+            data=data,
+            rng=np.random.default_rng(self.job.seed),
+            progress=self.progress,
+            exclude=self.job.exclude,
+            growth_bytes=growth_bytes,
+        )
+
+    def _as_fed(self, original: ir.Model) -> ir.Model:
+        """The model with those dimensions fixed that the recipe will fix: what it can be fed, the original can be fed too."""
+        narrower = [s.rewrite for s in self.job.recipe.steps if isinstance(s.rewrite, Pass) and s.rewrite.changes_signature]
+        if not narrower:
+            return original
+        fed = model.clone(original)
+        for rewrite in narrower:
+            try:
+                rewrite.apply(fed, self._context(data=None))
+            except GraphoptError:
+                raise
+            except Exception:  # a defect: the pass will be undone, and named, when its turn comes
+                return original
+        return fed if is_narrowed(model.input_specs(original), model.input_specs(fed)) else original
+
+    def _open_data(self, as_fed: ir.Model) -> tuple[Dataset | None, Evidence | None]:
         """The unlabelled data that passes may use, and the evidence on the data that the written file is checked on."""
-        job, specs = self.job, model.input_specs(original)
+        job, specs = self.job, model.input_specs(as_fed)
         with self.progress.stage("checking the data"):
             given = open_dataset(job.data, specs, images=job.images) if job.data else None
             checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data else given
             if checks is None and self.session is not None:
-                checks = generate(original, dims=job.dims, seed=job.seed, runs=self.session.accepts)
+                checks = generate(as_fed, dims=self.dims, seed=job.seed, runs=self.session.accepts)
                 self.notes.append("Inputs were generated: they show agreement and speed, not accuracy.")
         for dataset in (given, checks):
             self.notes += [] if dataset is None else [note for note in dataset.notes if note not in self.notes]
@@ -266,7 +295,7 @@ class _Run:
         journal = Journal(job.output, self._key(), resume=job.resume)
         if job.resume and not journal.done:
             self.notes.append("There was nothing to resume: the job was run from its beginning.")
-        trial = Trial(original.model, _passes_full_check(original.model), self.evidence, job.verify, job.external_data)
+        trial = Trial(_passes_full_check(original.model), self.evidence, job.verify, job.external_data)
         for index, step in enumerate(job.recipe.steps):
             if index < len(journal.done):
                 self._restore(journal.done[index], step)
@@ -289,15 +318,8 @@ class _Run:
 
     def _attempt(self, step: Step, trial: Trial, path: Path, journal: Journal) -> None:
         begun, before = time.perf_counter(), self.stages[-1]
-        context = Context(
-            target=self.job.target,
-            open_session=self._open_model,
-            data=self.data,
-            rng=np.random.default_rng(self.job.seed),
-            progress=self.progress,
-            exclude=self.job.exclude,
-            growth_bytes=verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes),
-        )
+        growth = verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes)
+        context = self._context(self.data, growth)
         outcome = trial.run(step.rewrite, before, path, context)
         if outcome.model is not None and outcome.path is not None:
             self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
@@ -377,6 +399,13 @@ class _Run:
         timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
         problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)
         return Judgement(facts, validation, timing, problem)
+
+
+def _fixed(original: ir.Model, as_fed: ir.Model) -> dict[str, int]:
+    """The sizes of the symbols that are fixed in the second model."""
+    pairs = zip(model.input_specs(original), model.input_specs(as_fed), strict=True)
+    dims = (pair for old, new in pairs for pair in zip(old.shape or (), new.shape or (), strict=False))
+    return {was: now for was, now in dims if isinstance(was, str) and isinstance(now, int)}
 
 
 def _passes_full_check(loaded: ir.Model) -> bool:

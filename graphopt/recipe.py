@@ -7,6 +7,9 @@
 
 Presets live in ``recipes/*.yaml``; a path to such a file may be given instead of a name. ``--set PASS.OPTION=VALUE``
 overrides an option of every step with that pass. A wrong name, here or there, is answered with the nearest right one.
+
+A pass that the recipe does not name is an error, but some (``shapes.fix``, ``shapes.opset``: ``added_by_set``) are asked for by
+setting an option: they become the recipe's first steps, in the order in which they are set.
 """
 
 from __future__ import annotations
@@ -103,35 +106,52 @@ def parse(text: str, name: str, settings: Iterable[str] = ()) -> Recipe:
             written.append((pass_name, options or {}))
         else:
             raise UsageError(f"one list item holds {len(item)} passes: {', '.join(item)}", where=name)
-    _override(written, settings, name)
+    written = _override(written, settings, name)
     return Recipe(name, file.summary, tuple(_step(pass_name, options) for pass_name, options in written))
 
 
-def _override(written: Sequence[tuple[str, dict[str, Any]]], settings: Iterable[str], recipe: str) -> None:
-    """Put the value of each ``PASS.OPTION=VALUE`` into the options of every step with that pass."""
+def _override(
+    written: Sequence[tuple[str, dict[str, Any]]], settings: Iterable[str], recipe: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The steps with the value of each ``PASS.OPTION=VALUE`` in the options of every step with that pass."""
+    steps = [*written]
+    added = 0
     for setting in settings:
         key, equals, text = setting.partition("=")
-        pass_name, dot, option = key.strip().rpartition(".")
-        if not (equals and dot and pass_name and option):
+        pass_name, option = _split(key.strip(), {*registry.pass_names(), *(name for name, _ in steps)})
+        if not (equals and pass_name and option):
             raise UsageError(f"--set {setting!r} is not PASS.OPTION=VALUE")
-        steps = [options for name, options in written if name == pass_name]
-        if not steps:
+        if not any(name == pass_name for name, _ in steps):
             if pass_name not in registry.pass_names():
-                raise registry.unknown_name("pass", pass_name, {name for name, _ in written})
-            raise UsageError(f"the recipe {recipe!r} has no pass {pass_name!r}", where=f"--set {setting}")
+                raise registry.unknown_name("pass", pass_name, {name for name, _ in steps})
+            if not registry.pass_class(pass_name).added_by_set:
+                raise UsageError(f"the recipe {recipe!r} has no pass {pass_name!r}", where=f"--set {setting}")
+            steps.insert(added, (pass_name, {}))
+            added += 1
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        for options in steps:
-            options[option] = value
+        for name, options in steps:
+            if name == pass_name:
+                options[option] = value
+    return steps
+
+
+def _split(key: str, passes: Iterable[str]) -> tuple[str, str]:
+    """``PASS.OPTION`` in two; names of options may hold dots themselves where they are a model's own names."""
+    known = max((name for name in passes if key.startswith(f"{name}.")), key=len, default=None)
+    if known is not None:
+        return known, key[len(known) + 1 :]
+    pass_name, _, option = key.rpartition(".")
+    return pass_name, option
 
 
 def _step(name: str, options: dict[str, Any]) -> Step:
     rewrite = registry.pass_class(name)
-    known = rewrite.Options.model_fields
+    known, any_name = rewrite.Options.model_fields, rewrite.Options.model_config.get("extra") == "allow"
     for option in options:
-        if option not in known:
+        if option not in known and not any_name:
             raise registry.unknown_name(f"option of {name}:", option, known)
     try:
         validated = rewrite.Options.model_validate(options)

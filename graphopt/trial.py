@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import allocate, model
-from .contracts import Change, Context, LossyPass, Pass
+from .contracts import Change, Context, LossyPass, Pass, TensorSpec
 from .errors import GraphoptError, ModelError
 from .evidence import Evidence
 
@@ -53,9 +53,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial needs: the signature to keep, how to compare, and where to write."""
+    """What a trial needs: how to check, how to compare, and where to write."""
 
-    original: ir.Model
     full_check: bool
     """Whether strict shape inference must accept the result: only if it accepts the original."""
     evidence: Evidence | None
@@ -83,7 +82,7 @@ class Trial:
         changes = rewrite.apply(candidate, context)
         if not any(change.done for change in changes):
             return Outcome(True, "nothing to change", changes)
-        problem = self._write(candidate, path)
+        problem = self._write(before, candidate, path, narrower=rewrite.changes_signature)
         if problem is None and self.evidence is not None and self.verify:
             found = self.evidence.differences(path, before.path if before.lossy else None, CHECK_SAMPLES)
             problem = f"the outputs changed: {'; '.join(found)}" if found else None
@@ -104,7 +103,7 @@ class Trial:
         for plan in allocate.uniform(sites):
             candidate = model.clone(before.model)
             changes = [*rewrite.apply(candidate, plan, context), *declined]
-            problem = self._write(candidate, path) or self.evidence.over_budget(path)
+            problem = self._write(before, candidate, path) or self.evidence.over_budget(path)
             if problem is None:
                 why = f"{len(plan)} of {len(offered)} sites, within the budget"
                 return Outcome(True, "; ".join([why, *(f"not {t}" for t in tried)]), changes, candidate, path)
@@ -112,10 +111,11 @@ class Trial:
             tried.append(f"{', '.join(labels)}: {problem}")
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
 
-    def _write(self, candidate: ir.Model, path: Path) -> str | None:
-        """Check a candidate and write it; what is wrong with it, if anything."""
+    def _write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
+        """Check a candidate and write it; what is wrong with it, if anything. ``narrower``: it may take fewer shapes."""
         for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
-            if specs(candidate) != specs(self.original):
+            old, new = specs(before.model), specs(candidate)
+            if old != new and not (narrower and is_narrowed(old, new)):
                 return f"the model's {side} changed"
         try:
             model.check(candidate, full=self.full_check)
@@ -123,3 +123,16 @@ class Trial:
             return f"the result is not valid: {error.what}"
         model.save(candidate, path, self.external_data)
         return None
+
+
+def is_narrowed(old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> bool:
+    """Whether the specs are the same but for dynamic dimensions that are fixed, or known, now."""
+    if [(spec.name, spec.dtype) for spec in old] != [(spec.name, spec.dtype) for spec in new]:
+        return False
+    for before, after in zip(old, new, strict=True):
+        if len(before.shape or ()) != len(after.shape or ()) or (before.shape is None) != (after.shape is None):
+            return False
+        for was, now in zip(before.shape or (), after.shape or (), strict=True):
+            if was != now and (isinstance(was, int) or not isinstance(now, int)):
+                return False
+    return True

@@ -141,6 +141,56 @@ class Graph:
             first, second = self.node("Split", [source.name], outputs=2, axis=1, num_outputs=2)
             self.own += [Value(first, dims), Value(second, dims)]
 
+    def computed(self) -> None:
+        """A Reshape, Expand or Slice by what the graph computes from a shape; whether it changes anything is left to chance."""
+        source, other = self.pick(), self.pick()
+        if source.dims[:1] != (BATCH,) or other.dims[:1] != (BATCH,) or len(source.dims) < 2:
+            return
+        shape = self.node("Shape", [other.name])[0]
+        batch = self.node("Slice", [shape, self.ints(0), self.ints(1)])[0]
+        kind, rest = self.draw(st.sampled_from(("reshape", "rows", "expand", "slice"))), [*map(int, source.dims[1:])]
+        if kind == "reshape":
+            wanted = self.draw(st.sampled_from((rest, [int(np.prod(rest))], [1, *rest], [-1])))
+            target = self.node("Concat", [batch, self.ints(*wanted)], axis=0)[0]
+            self.add("Reshape", [source.name, target], (BATCH, *(wanted if wanted != [-1] else [int(np.prod(rest))])))
+        elif kind == "rows":  # the batch merged with another axis, and taken apart again
+            rows = self.node("Mul", [batch, self.ints(rest[0])])[0]
+            flat = self.node("Reshape", [source.name, self.node("Concat", [rows, self.ints(-1)], axis=0)[0]])[0]
+            back = self.node("Concat", [self.node("Div", [rows, self.ints(rest[0])])[0], self.ints(*rest)], axis=0)[0]
+            self.add("Reshape", [self.node("Neg", [flat])[0], back], source.dims)
+        elif kind == "expand":
+            target = self.node("Concat", [batch, self.ints(*rest)], axis=0)[0]
+            self.add("Expand", [source.name, target], source.dims)
+        else:
+            self.add("Slice", [source.name, self.ints(0), batch, self.ints(0)], source.dims)
+
+    def round_trip(self) -> None:
+        """Operators that undo each other, or only look so."""
+        source, swap = self.pick(), self.draw(st.booleans())
+        if len(source.dims) < 2 or not isinstance(source.dims[1], int) or source.dims[1] % 2:
+            return
+        rank, half = len(source.dims), source.dims[1] // 2
+        kind = self.draw(st.sampled_from(("transpose", "split", "slice", "heads", "cast")))
+        if kind == "transpose":
+            perm = [1, 0, *range(2, rank)]
+            first = self.node("Transpose", [source.name], perm=perm)[0]
+            self.add("Transpose", [self.node("Tanh", [first])[0] if swap else first], source.dims, perm=perm)
+        elif kind == "split":
+            parts = self.node("Split", [source.name], outputs=2, axis=1, num_outputs=2)
+            self.add("Concat", parts[::-1] if swap else parts, source.dims, axis=1)
+        elif kind == "slice":
+            joined = self.node("Concat", [source.name, self.node("Neg", [source.name])[0]], axis=1)[0]
+            begin = half if swap else source.dims[1]
+            self.add("Slice", [joined, self.ints(begin), self.ints(begin + source.dims[1]), self.ints(1)], source.dims)
+        elif kind == "heads" and rank == 2:
+            split = self.node("Reshape", [source.name, self.ints(0, 2, half)])[0]
+            turned = self.node("Transpose", [split], perm=[0, 2, 1] if swap else [0, 1, 2])[0]
+            self.add("Reshape", [turned, self.ints(-1, source.dims[1])], source.dims)
+        else:
+            other = self.node("Cast", [source.name], to=TensorProto.INT32 if swap else TensorProto.DOUBLE)[0]
+            back = self.node("Cast", [other], to=TensorProto.FLOAT)[0]
+            self.add("Abs", [back], source.dims)  # what comes from two Casts, onnxruntime cannot capture in a branch
+
     def filled(self) -> None:
         """A tensor of the same shape, made from the shape: x * 0 + 1."""
         source = self.pick()
@@ -191,7 +241,7 @@ class Graph:
         return helper.make_graph(inner.nodes, f"branch{self.depth}", [], [output], inner.initializers)
 
     def loop(self) -> None:
-        """Add something of the outer graph to the carried value, twice."""
+        """Add something of the outer graph to the carried value, up to twice."""
         source, captured = self.pick(), self.pick()
         addend = captured if captured.dims == source.dims else source
         scale = self.floats()
@@ -210,7 +260,7 @@ class Graph:
             ],
             [info(f"on{depth}", TensorProto.BOOL, []), info(f"next{depth}", TensorProto.FLOAT, None)],
         )
-        trips = self.constant(np.array(2))
+        trips = self.constant(np.array(self.draw(st.integers(0, 2))))
         self.add("Loop", [trips, "", source.name], source.dims, body=body)
 
     def call(self) -> None:
@@ -228,7 +278,7 @@ class Graph:
 
 _STEPS = (
     "unary unary unary binary binary matmul conv flatten concat split filled dimension random constants branches branches loop"
-    " call overridable"
+    " call overridable computed computed round_trip round_trip"
 )
 STEPS = _STEPS.split()
 

@@ -20,7 +20,7 @@ def test_a_preset_loads_by_name_and_a_file_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("passes: [simplify]\n", encoding="utf-8")
     assert [step.name for step in recipe.load(str(path)).steps] == ["simplify"]
-    assert [step.name for step in recipe.load("lossless").steps] == ["simplify"]
+    assert recipe.load("lossless").steps[0].name == "simplify"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,10 @@ def test_a_preset_loads_by_name_and_a_file_by_path(tmp_path: Path) -> None:
         ("passes: [simplify]", ["fold=true"], "not PASS.OPTION=VALUE"),
         ("passes: [simplify]", ["simplif.fold=true"], "'simplify'"),
         ("passes: [simplify]", ["simplify.fld=true"], "'fold'"),
+        ("passes: [shapes.opset]", ["simplify.fold=true"], "has no pass 'simplify'"),
+        ("passes: [{shapes.opset: {versoin: 20}}]", [], "'version'"),
+        ("passes: [{shapes.fix: {N: 0}}]", [], "wrong option of shapes.fix: N"),
+        ("passes: [simplify]", ["shapes.fix=1"], "unknown pass 'shapes'"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, settings: list[str], message: str) -> None:
@@ -47,3 +51,20 @@ def test_what_is_wrong_is_said(text: str, settings: list[str], message: str) -> 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such recipe file"):
         recipe.load(str(tmp_path / "no.yaml"))
+
+
+def test_a_recipe_names_a_models_own_symbols() -> None:
+    [step, _] = recipe.parse("passes: [{shapes.fix: {N: 1, 'input.1:0': 4}}, simplify]", "mine").steps
+    assert step.options == {"N": 1, "input.1:0": 4}
+
+
+def test_passes_that_are_asked_for_by_an_option_come_first_in_the_order_of_the_options() -> None:
+    settings = ["shapes.opset.version=21", "simplify.fold=false", "shapes.fix.input.1:0=4", "shapes.fix.N=2"]
+    made = recipe.parse("passes: [simplify]", "mine", settings)
+    assert [step.name for step in made.steps] == ["shapes.opset", "shapes.fix", "simplify"]
+    assert made.steps[1].options == {"input.1:0": 4, "N": 2}
+
+
+def test_a_step_that_the_recipe_has_is_not_added_again() -> None:
+    made = recipe.parse("passes: [simplify, {shapes.fix: {N: 1}}]", "mine", ["shapes.fix.N=8"])
+    assert [(step.name, step.options.get("N")) for step in made.steps] == [("simplify", None), ("shapes.fix", 8)]

@@ -30,7 +30,13 @@ from . import options
 @click.option(
     "--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True, help="What must not get worse."
 )
-@click.option("--set", "settings", multiple=True, metavar="PASS.OPTION=VALUE", help="Set an option of a pass. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="PASS.OPTION=VALUE",
+    help="Set an option of a pass ('graphopt passes'); shapes.* are added to the recipe by it. Repeatable.",
+)
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave the sites alone whose names match. Repeatable.")
 @click.option(
     "--report", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write report.json, .md, .html."
@@ -63,6 +69,7 @@ def command(
     graphopt optimize model.onnx
     graphopt optimize model.onnx -o small.onnx --eval test.npz --report evidence/
     graphopt optimize model.onnx --eval photos/ --images resize=256,crop=224,mean=0.485:0.456:0.406,std=0.229:0.224:0.225
+    graphopt optimize model.onnx --set shapes.fix.batch=1 --set shapes.opset.version=20
     graphopt optimize model.onnx --set simplify.fold=false --dim batch=4 --json > report.json
     """
     from graphopt import report

@@ -45,5 +45,7 @@ def command(name: str | None, json_: bool) -> None:
         )
         for key, field in found.Options.model_fields.items()
     ]
+    if found.Options.model_config.get("extra") == "allow":
+        options.append((f"{found.name}.NAME", "int", "", (found.Options.__doc__ or "").split("\n")[0]))
     if options:
         out.print(table(("--set", "type", "default", "what it does"), options, numbers_from=4))

@@ -1,18 +1,26 @@
 """``simplify``: the same answers from fewer nodes. One module a step; the steps run until nothing changes any more.
 
+control      functions are taken apart, and If and Loop whose way is known
 constants    Constant nodes become initializers
 dead         what nobody uses goes
 duplicates   equal initializers are kept once
 identity     nodes that change nothing go
+collapse     computed shapes become constants, or are computed once
+noop         operators that undo or continue each other go
+zeros        terms of zero go
 cse          equal nodes are computed once
 fold         what does not depend on the inputs is computed ahead of time
 annotate     stale types and shapes are mended
+leftovers    what exporters leave about their own run goes
+peer         onnxsim instead of all of these, to compare with
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import onnx_ir as ir
 from pydantic import Field
@@ -22,14 +30,20 @@ from graphopt.model import weight_bytes
 from graphopt.shapes import infer
 
 from .annotate import mend_shapes
+from .collapse import collapse_shapes
 from .constants import lift_constants
+from .control import inline_control_flow, inline_functions
 from .cse import merge_equal_nodes
 from .dead import remove_dead
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
 from .graph import Work, site
 from .identity import remove_identities
+from .leftovers import drop_leftovers
 from .names import make_unambiguous
+from .noop import remove_round_trips
+from .peer import simplify_with_onnxsim
+from .zeros import drop_zero_terms
 
 __all__ = ["Simplify", "SimplifyOptions"]
 
@@ -42,13 +56,19 @@ _LISTED = 3
 class SimplifyOptions(PassOptions):
     """What ``simplify`` does; everything is lossless."""
 
+    engine: Literal["graphopt", "onnxsim"] = Field("graphopt", description="onnxsim: let that do it instead, to compare")
     fold: bool = Field(True, description="compute ahead of time what does not depend on the inputs")
     identity: bool = Field(True, description="remove nodes that hand on their input as it is")
+    symbolic: bool = Field(True, description="let shapes that are computed from dynamic dimensions collapse")
+    roundtrips: bool = Field(True, description="remove operators that undo or continue each other: Transpose, Slice, Cast, ...")
+    zeros: bool = Field(True, description="drop terms of 0 where nothing can tell 0 from -0")
+    inline: bool = Field(True, description="take apart functions, and If and Loop whose way is known")
     cse: bool = Field(True, description="compute equal nodes once")
     dedupe: bool = Field(True, description="keep one copy of initializers that hold the same bytes")
     dead: bool = Field(True, description="remove nodes, optional outputs, initializers and functions that nobody uses")
     constants: bool = Field(True, description="make initializers of Constant nodes")
     shapes: bool = Field(False, description="write the inferred type and shape of every value into the file, for viewers")
+    leftovers: bool = Field(True, description="drop stack traces, file paths and notes that torch's exporters left in metadata")
     iterations: int = Field(20, ge=1, description="how often the steps are repeated at most; they stop when nothing changes")
 
 
@@ -65,6 +85,8 @@ class Simplify(Pass):
 
         The bytes of all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
         """
+        if self.options.engine == "onnxsim":
+            return simplify_with_onnxsim(model, context.exclude)
         patterns = tuple(context.exclude)
 
         def excluded(node: ir.Node) -> bool:
@@ -73,7 +95,9 @@ class Simplify(Pass):
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
         work = Work(model, excluded, weight_limit=weights + growth)
-        changes: list[Change] = []
+        changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
+        if self.options.inline:
+            changes += inline_functions(work)
         for _ in range(self.options.iterations):
             work.facts = infer(model)
             done = [change for step in self._steps() for change in step(work)]
@@ -93,6 +117,10 @@ class Simplify(Pass):
             (options.dead, remove_dead),
             (options.dedupe, merge_equal_initializers),
             (options.identity, remove_identities),
+            (options.inline, inline_control_flow),
+            (options.symbolic, partial(collapse_shapes, fold=options.fold)),
+            (options.roundtrips, remove_round_trips),
+            (options.zeros, drop_zero_terms),
             (options.cse, merge_equal_nodes),
             (options.fold, fold_constants),
             (options.dead, remove_dead),

@@ -28,7 +28,7 @@ def _rename(root: Root, graph: ir.Graph, around: Counter[str | None]) -> None:
     for value in values:
         if around[value.name]:
             if value.const_value is not None:
-                value.const_value = _own(value.const_value)
+                value.const_value = own(value.const_value)
             value.name = root.new_name(value.name or "value")
     names = [value.name for value in values]
     around.update(names)
@@ -38,7 +38,7 @@ def _rename(root: Root, graph: ir.Graph, around: Counter[str | None]) -> None:
     around.subtract(names)
 
 
-def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A tensor with the same contents: renaming a value renames its tensor, which other models may share."""
     if isinstance(tensor, ir.TensorProtoTensor):
         return ir.Tensor(tensor.numpy(), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()))

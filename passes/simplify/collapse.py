@@ -1,0 +1,350 @@
+"""Let computed shapes collapse, by what ``symbolic.py`` knows of them.
+
+    y with known contents                 ->   a constant, if they are the same for all sizes
+    y1, y2 with equal contents            ->   every use of y2 becomes a use of y1 (equal polynomials, same type and shape)
+    y with the contents x.shape[i:j]      ->   Shape(x, start=i, end=j), where the operator has these attributes
+    Reshape(x, s)                         ->   Reshape(x, c): c_i is the size where it is fixed, 0 where it is that of x on
+                                               the same axis, and -1 on at most one axis
+    Reshape(Reshape(x, s), t)             ->   Reshape(x, c) in the same way; Squeeze, Unsqueeze and Flatten are Reshapes too
+    Expand(x, s)                          ->   Expand(x, c): c_i is 1 where x has that size
+    Slice(x, a, b)                        ->   Slice(x, a', b'): a bound that is the size of the axis is "to the end"
+    f(x) with the dimensions of x         ->   x, for f = Reshape, Flatten, Squeeze, Unsqueeze, Expand, Slice, Tile, and
+                                               for chains of those that keep the order of the elements
+
+Dynamic dimensions are taken to be 1 or more (``symbolic.py``). The rules are also right for 0, but for one: a Reshape to a
+constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses for an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Array, Change
+from graphopt.shapes import subgraphs
+
+from .dims import Dim, Poly
+from .follow import Dims, sliced
+from .graph import Root, Work, can_replace, constant, output_position, put_constant, remove, replace, site
+from .symbolic import INTEGERS, Symbolic, slice_of
+
+_FIRST_SHAPE_WITH_BOUNDS = 15
+_FIRST_RESHAPE_WITH_INPUT = 5
+_FIRST_SLICE_WITH_INPUTS = 10
+_TO_THE_END = (1 << 63) - 1
+_IN_ORDER = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that keep all elements in their order."""
+_LONGEST_CHAIN = 8
+"""So many operators are looked back at."""
+_SAME_NUMBERS = "both always hold the same numbers"
+_KEEP_ALL = _IN_ORDER | {"Expand", "Slice", "Tile"}
+
+
+def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
+    """Collapse the computed shapes of the main graph and its subgraphs; ``fold``: values may become constants."""
+    root = work.roots()[0]
+    return Collapse(work, root, Symbolic(work, root), fold).run()
+
+
+_Seen = ChainMap[Hashable, ir.Value]
+_Sources = ChainMap[Dims, tuple[ir.Value, int, int]]
+
+
+@dataclass
+class Collapse:
+    """The walk through a graph, and the edits that it makes."""
+
+    work: Work
+    root: Root
+    known: Symbolic
+    fold: bool = True
+    changes: list[Change] = field(default_factory=list)
+    constants: dict[Hashable, ir.Value] = field(default_factory=dict)
+
+    node_names: set[str] = field(default_factory=set)
+
+    def run(self) -> list[Change]:
+        """Walk the graph once."""
+        self.node_names = {node.name for node in self.root.nodes() if node.name}
+        self.visit(self.root.graph, ChainMap(), ChainMap())
+        return self.changes
+
+    def visit(self, graph: ir.Graph, seen: _Seen, sources: _Sources) -> None:
+        """``seen``: values by their contents; ``sources``: parts of values' shapes. What a subgraph adds, only it sees."""
+        for value in graph.inputs:
+            self.add_source(value, sources)
+        for node in graph:
+            for subgraph in subgraphs(node):
+                self.visit(subgraph, seen.new_child(), sources.new_child())
+            if node.op_type == "Constant" or not self.work.is_operator(node) or not has_one_place(node):
+                continue
+            if self.same(node):
+                continue
+            if len(node.outputs) == 1 and self.known.known_numbers(node.outputs[0]) is not None:
+                self.number(node, seen, sources)  # what is in ``seen`` stays: no other rule may replace it
+            else:
+                self.simplify_operands(node)
+            if node.graph is not None and node.op_type == "Shape" and node.inputs[0] is not None:
+                self.add_source(node.inputs[0], sources)
+
+    def add_source(self, value: ir.Value, sources: _Sources) -> None:
+        """Note which parts of a value's shape can be had from it."""
+        dims = self.known.dims(value)
+        if dims is None or self.root.opset < _FIRST_SHAPE_WITH_BOUNDS:
+            return
+        for start in range(len(dims)):
+            for end in range(start + 1, len(dims) + 1):
+                sources.setdefault(dims[start:end], (value, start, end))
+
+    # ---------------------------------------------------------------------------------------------- values that are known
+
+    def number(self, node: ir.Node, seen: _Seen, sources: _Sources) -> None:
+        """Let a constant or another value take the place of a node of which it is known what it gives."""
+        output, numbers = node.outputs[0], self.known.known_numbers(node.outputs[0])
+        dtype, array = self.work.dtype(output), self.known.numbers(output)
+        if numbers is None or array is None or dtype is None or not (output.uses() or output.is_graph_output()):
+            return
+        if not any(isinstance(number, Poly) for number in numbers):
+            self.fix(node, array, dtype)
+            return
+        key = (dtype, array.shape, tuple(numbers))
+        first = seen.setdefault(key, output)
+        source = sources.get(tuple(numbers)) if array.ndim == 1 and dtype == ir.DataType.INT64 else None
+        if first is not output:
+            self.put(node, first, f"took {first.name} for it", _SAME_NUMBERS)
+        elif source is not None and node.op_type != "Shape":
+            value, start, end = source
+            seen[key] = self.insert(node, "Shape", [value], [ir.AttrInt64("start", start), ir.AttrInt64("end", end)])
+            self.put(node, seen[key], f"took a part of the shape of {value.name} for it", _SAME_NUMBERS)
+
+    def fix(self, node: ir.Node, numbers: Array, dtype: ir.DataType) -> None:
+        """Let a constant take the place of a node."""
+        if not self.fold or not all(-_TO_THE_END - 1 <= number <= _TO_THE_END for number in numbers.flat):
+            return
+        if dtype == ir.DataType.INT32 and not all(-(1 << 31) <= number < 1 << 31 for number in numbers.flat):
+            return
+        assert node.graph is not None
+        put_constant(self.root, [node.outputs[0]], ir.Tensor(numbers.astype(dtype.numpy())), node.graph)
+        self.done(node, "computed its result ahead of time", "it follows from dimensions that are fixed")
+
+    # ------------------------------------------------------------------------------------------ operators that keep all
+
+    def same(self, node: ir.Node) -> bool:
+        """Remove an operator, or a chain of them, that gives what went in."""
+        source = node.inputs[0] if node.op_type in _KEEP_ALL and node.inputs else None
+        dims = self.known.dims(node.outputs[0])
+        if source is None or dims is None:
+            return False
+        found = None
+        if dims == self.known.dims(source) and self.keeps_all(node):
+            found = source
+        for _ in range(_LONGEST_CHAIN if found is None and node.op_type in _IN_ORDER else 0):
+            producer = source.producer()
+            if producer is None or not self.work.is_operator(producer) or producer.op_type not in _IN_ORDER:
+                break
+            before = producer.inputs[0]
+            if before is None:
+                break
+            source = before
+            if self.known.dims(source) == dims:
+                found = source
+                break
+        return found is not None and self.put(
+            node, found, f"removed {node.op_type}", "it gives what went in, in the same shape"
+        )
+
+    def keeps_all(self, node: ir.Node) -> bool:
+        """Whether an operator that keeps the dimensions keeps the elements too."""
+        if node.op_type == "Tile":
+            return self.known.fixed(node.inputs[1]) == [1] * len(self.known.dims(node.inputs[0]) or ())
+        if node.op_type == "Slice":
+            window, dims = slice_of(self.known, node), self.known.dims(node.inputs[0])
+            return (
+                window is not None
+                and dims is not None
+                and all(step == 1 and sliced(dims[a], start, end, 1) == dims[a] for a, (start, end, step) in window.items())
+            )
+        return True
+
+    # ------------------------------------------------------------------------------------------------- computed operands
+
+    def simplify_operands(self, node: ir.Node) -> None:
+        """Let a constant take the place of a computed shape or bound."""
+        if node.op_type == "Reshape" and self.root.opset >= _FIRST_RESHAPE_WITH_INPUT:
+            self.reshape(node)
+        elif node.op_type in _IN_ORDER:
+            self.merge_reshapes(node)
+        elif node.op_type == "Expand":
+            self.expand(node)
+        elif node.op_type == "Range":
+            self.range(node)
+        elif node.op_type == "Slice" and self.root.opset >= _FIRST_SLICE_WITH_INPUTS:
+            self.slice(node)
+
+    def reshape(self, node: ir.Node) -> None:
+        """Let a constant be the shape of a Reshape."""
+        if self.merge_reshapes(node) or constant(node.inputs[1]) is not None:
+            return
+        wanted, dims = self.known.dims(node.outputs[0]), self.known.dims(node.inputs[0])
+        target = None if wanted is None or dims is None else encode(wanted, dims)
+        if target is not None:
+            self.set_operand(node, 1, target, f"the shape that it asks for is always {target}")
+
+    def merge_reshapes(self, node: ir.Node) -> bool:
+        """Skip the operators before a Reshape that only reshape for it."""
+        source, wanted = node.inputs[0], self.known.dims(node.outputs[0])
+        first = None
+        while source is not None and (producer := source.producer()) is not None:
+            only = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
+            if not only or producer.op_type not in _IN_ORDER or not self.work.is_operator(producer):
+                break
+            first = source = producer.inputs[0]
+        dims = self.known.dims(first)
+        if first is None or wanted is None or dims is None or self.root.opset < _FIRST_RESHAPE_WITH_INPUT:
+            return False
+        target = encode(wanted, dims)
+        if target is None or (0 in target and -1 in target):
+            return False
+        new = self.insert(node, "Reshape", [first, self.vector(node, target)], [])
+        return self.put(node, new, "merged into one Reshape", "they only reshape one after the other")
+
+    def expand(self, node: ir.Node) -> None:
+        """Let a constant be the shape of an Expand."""
+        target, dims = self.known.numbers(node.inputs[1]), self.known.dims(node.inputs[0])
+        if target is None or target.ndim != 1 or constant(node.inputs[1]) is not None or dims is None:
+            return
+        own = (1,) * (len(target) - len(dims)) + dims[max(0, len(dims) - len(target)) :]
+        fixed = [
+            number if isinstance(number, int) else 1 if number == dim else None for number, dim in zip(target, own, strict=True)
+        ]
+        known = [number for number in fixed if number is not None]
+        if len(known) == len(fixed):
+            self.set_operand(node, 1, known, "its other dimensions are those of its input")
+
+    def range(self, node: ir.Node) -> None:
+        """Make scalars of constant vectors of one number: runtimes take them for bounds only if they are not constant."""
+        for index, value in enumerate(node.inputs):
+            tensor = constant(value)
+            if tensor is not None and tensor.shape.numpy() == (1,):
+                node.replace_input_with(index, self.constant(node, tensor.numpy().reshape(())))
+                self.changes.append(Change(site(node), "gave it a scalar bound", "ONNX asks for scalars"))
+
+    def slice(self, node: ir.Node) -> None:
+        """Let constants be the bounds of a Slice."""
+        window, dims = slice_of(self.known, node), self.known.dims(node.inputs[0])
+        if window is None or dims is None:
+            return
+        for index in (1, 2):
+            if constant(node.inputs[index]) is not None:
+                continue
+            bounds = [_bound(dims[axis], bounds[index - 1]) if bounds[2] > 0 else None for axis, bounds in window.items()]
+            known = [bound for bound in bounds if bound is not None]
+            if len(known) == len(bounds):
+                self.set_operand(node, index, known, "its bounds are known from where the axis ends")
+
+    # ------------------------------------------------------------------------------------------------------------- edits
+
+    def set_operand(self, node: ir.Node, index: int, numbers: Sequence[int], why: str) -> None:
+        """Let a node read a constant."""
+        dtype = self.known.dtype(node.inputs[index])
+        if dtype not in INTEGERS or (dtype == ir.DataType.INT32 and _TO_THE_END in numbers):
+            return
+        node.attributes.pop("allowzero", None)  # a 0 in the constant means the input's size
+        node.replace_input_with(index, self.vector(node, numbers, dtype))
+        what = "gave it a constant shape" if node.op_type != "Slice" else "gave it constant bounds"
+        self.changes.append(Change(site(node), what, why))
+
+    def vector(self, node: ir.Node, numbers: Sequence[int], dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
+        """A constant vector for a node to read."""
+        return self.constant(node, np.array(numbers, dtype.numpy()))
+
+    def constant(self, node: ir.Node, array: Array) -> ir.Value:
+        """A constant for a node to read."""
+        graph, tensor = node.graph, ir.Tensor(array)
+        assert graph is not None
+        key = (graph, tensor.dtype, array.shape, array.tobytes())
+        if key in self.constants:
+            return self.constants[key]
+        name = self.root.new_name("shape")
+        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+        if self.root.initializers:
+            new.const_value = tensor
+            graph.register_initializer(new)
+            self.constants[key] = new
+        else:
+            made = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=self.new_node_name(name))
+            graph.insert_before(node, made)
+        return new
+
+    def insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
+        """The output of a new node before another one, to take the place of that one's output."""
+        old, graph = node.outputs[0], node.graph
+        assert graph is not None
+        name = self.root.new_name(old.name or "value")
+        known = self.work.facts.get(old, ir.TypeAndShape(None, None))
+        new = ir.Value(name=name, type=known.type, shape=known.shape)
+        self.work.facts[new] = known
+        graph.insert_before(node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.new_node_name(site(node))))
+        self.known.tell(new, old)
+        return new
+
+    def new_node_name(self, name: str) -> str:
+        """``name`` with a number that no node has yet."""
+        number = 1
+        while (new := f"{name}_{number}") in self.node_names:
+            number += 1
+        self.node_names.add(new)
+        return new
+
+    def keeps(self, node: ir.Node, value: ir.Value) -> bool:
+        """Whether a value has the type and dimensions of the node's output."""
+        dims, dtype = self.known.dims(node.outputs[0]), self.work.dtype(node.outputs[0])
+        return dims is not None and dims == self.known.dims(value) and dtype is not None and dtype == self.work.dtype(value)
+
+    def put(self, node: ir.Node, new: ir.Value, what: str, why: str) -> bool:
+        """Let a value take the place of the node's output, if it can."""
+        if not can_replace(node.outputs[0], new):
+            return False
+        replace(node.outputs[0], new)
+        self.done(node, what, why)
+        return True
+
+    def done(self, node: ir.Node, what: str, why: str) -> None:
+        """Note what was done with a node, and remove it."""
+        self.changes.append(Change(site(node), what, why))
+        remove([node])
+
+
+def encode(wanted: Dims, dims: Dims) -> list[int] | None:
+    """A constant that makes a Reshape of ``dims`` give ``wanted``; None if there is none."""
+    target: list[int] = []
+    for axis, dim in enumerate(wanted):
+        if isinstance(dim, int):
+            if dim <= 0:
+                return None
+            target.append(dim)
+        elif axis < len(dims) and dim == dims[axis]:
+            target.append(0)
+        elif -1 not in target:
+            target.append(-1)
+        else:
+            return None
+    return target
+
+
+def has_one_place(node: ir.Node) -> bool:
+    """Whether another value can take the place of its first output."""
+    return bool(node.outputs) and (not node.outputs[0].is_graph_output() or output_position(node.outputs[0]) is not None)
+
+
+def _bound(dim: Dim, bound: Dim) -> int | None:
+    """The same bound of a Slice, as a constant: one that is the size of the axis, or one less, or fixed."""
+    if isinstance(bound, int):
+        return bound
+    if bound == dim:
+        return _TO_THE_END
+    return -1 if dim - bound == 1 else None

@@ -1,0 +1,85 @@
+"""Drop terms of zero, as of biases that were never trained.
+
+    x + 0, x - 0   ->   x, if it keeps its dimensions, and nothing can tell whether a zero in it is 0 or -0
+
+In floating point -0 + 0 is 0, so x itself may hold -0 where the sum holds 0. These compare equal, and most operators hand on
+no more of the difference than the sign of another zero: outputs stay equal. But 1 / 0 and 1 / -0 are infinities of opposite
+sign. So the sign of a zero matters in a value that is divided by, or read by any operator that is not in the tables below, and
+in every value from which it can be handed on to such a place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Change
+from graphopt.shapes import subgraphs
+
+from .collapse import Collapse, has_one_place
+from .graph import Root, Work, constant
+from .symbolic import Symbolic
+
+_SMALL = 1 << 16
+"""Constants up to so many elements are looked into."""
+_HAND_ON_NAMES = (
+    "Add AveragePool BatchNormalization Cast CastLike Clip Concat Conv ConvTranspose CumSum DepthToSpace Dropout Einsum Elu Erf"
+    " Expand Flatten Gather GatherElements Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish"
+    " Identity InstanceNormalization LayerNormalization LeakyRelu MatMul Max MaxPool Mean Min Mish Mul Neg PRelu Pad"
+    " RMSNormalization ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Selu Slice Softsign SpaceToDepth Split Sqrt"
+    " Squeeze Sub Sum Swish Tanh Tile Transpose Unsqueeze Where"
+)
+_HAND_ON = frozenset(_HAND_ON_NAMES.split())
+"""Where inputs differ in signs of zeros, outputs differ in signs of zeros at most."""
+_ABSORB_NAMES = (
+    "Abs ArgMax ArgMin Cos Equal Exp Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Log LogSoftmax NonZero ReduceL1"
+    " ReduceL2 ReduceSumSquare Sigmoid Softmax Softplus"
+)
+_ABSORB = frozenset(_ABSORB_NAMES.split())
+"""Where inputs differ in signs of zeros, outputs do not differ."""
+
+
+def drop_zero_terms(work: Work) -> list[Change]:
+    """Drop terms of zero in the main graph and its subgraphs."""
+    root = work.roots()[0]
+    found = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
+    found = [node for node in found if _is_zero(node.inputs[1]) or (node.op_type == "Add" and _is_zero(node.inputs[0]))]
+    if not found:
+        return []
+    edit, sensitive = Collapse(work, root, Symbolic(work, root)), _sensitive(root)
+    for node in found:
+        kept = node.inputs[0 if _is_zero(node.inputs[1]) else 1]
+        if kept is not None and node.outputs[0] not in sensitive and edit.keeps(node, kept):
+            edit.put(
+                node, kept, f"removed {node.op_type}", "it adds zero, and nothing can tell the sign of a zero in its output"
+            )
+    return edit.changes
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    tensor = constant(value)
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size <= _SMALL and not np.any(tensor.numpy())
+
+
+def _sensitive(root: Root) -> set[ir.Value]:
+    """The values in which the sign of a zero may matter."""
+    nodes = [*root.nodes()]
+    sensitive = {output for node in nodes for graph in subgraphs(node) for output in graph.outputs}
+    for node in reversed(nodes):
+        inputs = [value for value in node.inputs if value is not None]
+        if node.domain == "" and node.op_type in _ABSORB:
+            continue
+        if node.domain == "" and (node.op_type in _HAND_ON or _is_safe_power(node)):
+            if any(output in sensitive for output in node.outputs):
+                sensitive.update(inputs)
+        elif node.domain == "" and node.op_type == "Div":
+            sensitive.update(inputs if node.outputs[0] in sensitive else inputs[1:])
+        else:
+            sensitive.update(inputs)
+    return sensitive
+
+
+def _is_safe_power(node: ir.Node) -> bool:
+    """Whether a node is a Pow with a positive exponent: that of a zero is a zero."""
+    exponent = constant(node.inputs[1]) if node.op_type == "Pow" else None
+    return exponent is not None and exponent.size <= _SMALL and bool(np.all(exponent.numpy() > 0))

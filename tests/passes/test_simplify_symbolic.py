@@ -1,0 +1,285 @@
+"""Shapes that the graph computes from dynamic dimensions collapse, and the answers stay the same for every size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simplifying import operators, simplified, simplify
+
+from graphopt.passes.simplify import dims as polynomials
+from graphopt.passes.simplify.dims import Dim, exact_quotient, product, quotient, remainder, symbol
+
+from helpers import assert_same_outputs, from_text
+
+RNG = np.random.default_rng(0)
+
+
+def feeds(*tail: int, batches: tuple[int, ...] = (1, 3), **more: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    shapes = {"x": tail, **more}
+    return [{n: RNG.standard_normal((b, *dims)).astype(np.float32) for n, dims in shapes.items()} for b in batches]
+
+
+# ------------------------------------------------------------------------------------------------------------- polynomials
+
+N, S = symbol("N"), symbol("S")
+
+
+def test_equal_polynomials_are_equal_however_they_were_computed():
+    assert (N + 1) * (S + 2) == S * N + S + 2 * N + 2
+    assert N + S - N == S
+    assert N - N == 0
+    assert exact_quotient((N + 1) * (S + 2) * 6, (S + 2) * 2) == 3 * N + 3
+    assert exact_quotient(N + 1, 2) is None
+    assert quotient(N + 1, 2) == quotient(1 + N, 2)
+    assert quotient(N - 1, 2) is None  # may be negative: rounded down and toward zero are not the same
+    assert remainder(6 * N + 7, 6) == 1
+
+
+def value(dim: Dim | None, sizes: dict[str, int]) -> int | None:
+    """A polynomial at given sizes; None where it holds other atoms than symbols."""
+    if dim is None or isinstance(dim, int):
+        return dim
+    total = 0
+    for monomial, factor in dim.terms:
+        if not set(monomial) <= sizes.keys():
+            return None
+        total += factor * int(np.prod([sizes[atom] for atom in monomial]))
+    return total
+
+
+@st.composite
+def polynomial(draw: st.DrawFn) -> Dim:
+    atoms = [N, S, *range(-3, 5)]
+    total: Dim = draw(st.sampled_from(atoms))
+    for _ in range(draw(st.integers(0, 3))):
+        other = draw(st.sampled_from(atoms))
+        total = total * other if draw(st.booleans()) else total + other
+    return total
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(polynomial(), polynomial(), st.integers(1, 9), st.integers(1, 9))
+def test_arithmetic_is_right_at_every_size(a: Dim, b: Dim, n: int, s: int):
+    sizes = {"N": n, "S": s}
+    x, y = value(a, sizes), value(b, sizes)
+    assert value(a + b, sizes) == x + y
+    assert value(a * b, sizes) == x * y
+    assert exact_quotient(product([a, b]), b) == (a if b != 0 else None)
+    found = value(quotient(a, b), sizes)
+    assert found is None or y == 0 or found == int(x / y)
+    found = value(remainder(a, b), sizes)
+    assert found is None or y == 0 or found == x % y
+    for op, rule in ((polynomials.smaller, min), (polynomials.larger, max)):
+        found = value(op(a, b), sizes)
+        assert found is None or found == rule(x, y)
+    equal = polynomials.are_equal(a, b)
+    assert equal is None or equal == (x == y)
+
+
+# -------------------------------------------------------------------------------------------------------- computed shapes
+
+
+def test_the_scaffolding_of_a_reshape_becomes_a_constant():
+    model = from_text("""g (float[N, 6, 4] x) => (float[N, M, K] y)
+    <int64 zero = {0}, int64[1] axis = {0}, int64[1] six = {6}, int64[1] two = {2}> {
+        s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
+        t = Concat<axis = 0>(u, six, two, two)
+        a = Reshape(x, t)  b = Relu(a)
+        s2 = Shape(b)  n2 = Gather(s2, zero)  u2 = Unsqueeze(n2, axis)  rest = Constant<value = int64[2] {-1, 4}>()
+        t2 = Concat<axis = 0>(u2, rest)
+        y = Reshape(b, t2)
+    }""")
+    result = simplified(model, *feeds(6, 4, batches=(1, 3)))
+    assert operators(result) == ["Reshape", "Relu", "Reshape"]
+
+
+def test_a_reshape_holds_for_an_empty_batch_too():
+    model = from_text("""g (float[N, 6, 4] x) => (float[N, M] y)
+    <int64 zero = {0}, int64[1] axis = {0}, int64[1] rest = {24}> {
+        s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
+        t = Concat<axis = 0>(u, rest)
+        a = Relu(x)
+        y = Reshape(a, t)
+    }""")
+    assert operators(simplified(model, *feeds(6, 4, batches=(0, 1, 5)))) == ["Relu", "Reshape"]
+
+
+def test_merged_batches_are_followed_and_taken_apart_again():
+    model = from_text("""g (float[N, T, 8] x) => (float[N, T, 8] y)
+    <int64 zero = {0}, int64 one = {1}, int64[1] axis = {0},
+    int64[2] tail = {4, 2}, int64[2] flat = {-1, 8}, int64[1] eight = {8}>
+    {
+        s = Shape(x)  n = Gather(s, zero)  t = Gather(s, one)
+        rows = Mul(n, t)  r1 = Unsqueeze(rows, axis)
+        shape = Concat<axis = 0>(r1, tail)
+        a = Reshape(x, shape)  b = Relu(a)
+        c = Reshape(b, flat)  d = Neg(c)
+        n1 = Unsqueeze(n, axis)  t1 = Unsqueeze(t, axis)
+        back = Concat<axis = 0>(n1, t1, eight)
+        y = Reshape(d, back)
+    }""")
+    result = simplified(model, *({"x": RNG.standard_normal((n, t, 8)).astype(np.float32)} for n, t in ((1, 5), (3, 2))))
+    assert operators(result).count("Shape") == 1
+    assert operators(result).count("Reshape") == 3
+    assert len(operators(result)) <= 7  # two dimensions are not known before: their shape is still computed
+
+
+def test_the_same_number_is_computed_once_from_whichever_shape():
+    model = from_text("""g (float[N, 4] x, float[N, 4] z) => (float[N, 4] y, int64[1] n, int64[1] m)
+    <int64 zero = {0}, int64[1] axis = {0}, int64[1] start = {0}, int64[1] end = {1}> {
+        a = Relu(x)  b = Add(a, z)  y = Tanh(b)
+        s = Shape(a)  g = Gather(s, zero)  h = Unsqueeze(g, axis)
+        t = Shape(z)  i = Slice(t, start, end)
+        n = Neg(h)
+        m = Neg(i)
+    }""")
+    result = simplified(model, *feeds(4, z=(4,)))
+    assert operators(result).count("Shape") == 1
+    assert len(operators(result)) <= 6
+
+
+def test_an_expand_to_the_shape_that_is_there_goes():
+    model = from_text("""g (float[N, 4] x) => (float[N, 4] y) {
+        a = Relu(x)
+        s = Shape(x)
+        b = Expand(a, s)
+        y = Neg(b)
+    }""")
+    assert operators(simplified(model, *feeds(4))) == ["Relu", "Neg"]
+
+
+def test_an_expand_that_expands_stays_but_needs_no_shape_of_its_input():
+    model = from_text("""g (float[N, 1, 4] x) => (float[N, 5, 4] y)
+    <int64[2] rest = {5, 4}, int64[1] a = {0}, int64[1] b = {1}> {
+        s = Shape(x)
+        n = Slice(s, a, b)
+        t = Concat<axis = 0>(n, rest)
+        y = Expand(x, t)
+    }""")
+    assert operators(simplified(model, *feeds(1, 4))) == ["Expand"]
+
+
+def test_a_where_that_mends_a_shape_is_decided():
+    model = from_text("""g (float[N, 1] x) => (float[N, M] y)
+    <int64[2] minus = {-1, -1}, int64[2] ones = {1, 1}, int64[1] three = {3}, int64[1] a = {0}, int64[1] b = {1}> {
+        s = Shape(x)  n = Slice(s, a, b)
+        t = Concat<axis = 0>(n, three)
+        bad = Equal(t, minus)
+        mended = Where(bad, ones, t)
+        y = Expand(x, mended)
+    }""")
+    assert operators(simplified(model, *feeds(1))) == ["Expand"]
+
+
+def test_a_slice_up_to_the_end_goes_and_one_short_of_it_needs_no_shape():
+    model = from_text("""g (float[N, T] x) => (float[N, T] y, float[N, K] z)
+    <int64 one = {1}, int64[1] zero = {0}, int64[1] axis = {1}> {
+        s = Shape(x)  t = Gather(s, one)  end = Unsqueeze(t, zero)
+        a = Slice(x, zero, end, axis)
+        y = Relu(a)
+        u = Sub(t, one)  before = Unsqueeze(u, zero)
+        z = Slice(x, zero, before, axis)
+    }""")
+    result = simplified(model, *({"x": RNG.standard_normal(s).astype(np.float32)} for s in ((1, 1), (2, 7))))
+    assert operators(result) == ["Relu", "Slice"]
+
+
+def test_dimensions_that_may_differ_are_not_taken_for_equal():
+    model = from_text("""g (float[N, 4] x, float[M, 4] z) => (float[K, 4] y) {
+        s = Shape(z)
+        y = Expand(x, s)
+    }""")
+    feed = {"x": np.ones((1, 4), np.float32), "z": np.ones((3, 4), np.float32)}
+    assert operators(simplified(model, feed)) == ["Shape", "Expand"]
+
+
+def test_a_dimension_that_nobody_knows_is_equal_to_itself():
+    model = from_text("""g (float[N, 4] x) => (float[K, 4] y, float[K, 4] z) <float nothing = {0}, int64 first = {0}> {
+        positive = Greater(x, nothing)
+        keep = Gather<axis = 1>(positive, first)
+        found = Compress<axis = 0>(x, keep)
+        s = Shape(found)
+        a = Relu(found)
+        b = Reshape(a, s)
+        y = Neg(b)
+        c = Expand(a, s)
+        z = Tanh(c)
+    }""")
+    result = simplified(model, *feeds(4, batches=(3, 6)))
+    assert not {"Reshape", "Expand", "Shape"} & {*operators(result)}
+
+
+@pytest.mark.parametrize("graph_output", [False, True])
+def test_a_computed_shape_that_is_asked_for_is_still_given(graph_output: bool):
+    outputs = "float[N, 24] y, int64[2] t" if graph_output else "float[N, 24] y"
+    model = from_text(f"""g (float[N, 6, 4] x) => ({outputs})
+    <int64 zero = {{0}}, int64[1] axis = {{0}}, int64[1] rest = {{24}}> {{
+        s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
+        t = Concat<axis = 0>(u, rest)
+        y = Reshape(x, t)
+    }}""")
+    result = simplified(model, *feeds(6, 4))
+    assert operators(result) == (["Shape", "Concat", "Reshape"] if graph_output else ["Reshape"])
+
+
+def test_shapes_inside_branches_collapse_and_what_they_capture_stays_right():
+    model = from_text(
+        """g (float[N, 6] x, bool flag) => (float[N, 6] y) <int64 zero = {0}, int64[1] axis = {0}> {
+        s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
+        three = Constant<value = int64[2] {3, 2}>()
+        r = If(flag) <
+            then_branch = a () => (float[N, 3, 2] p) { t = Concat<axis = 0>(u, three)  p = Reshape(x, t) },
+            else_branch = b () => (float[N, 3, 2] q) { t = Concat<axis = 0>(u, three)  o = Reshape(x, t)  q = Neg(o) }
+        >
+        back = Constant<value = int64[1] {6}>()
+        whole = Concat<axis = 0>(u, back)
+        y = Reshape(r, whole)
+    }""".replace("{2, }", "{2}")
+    )
+    feed = [{**f, "flag": np.array(flag)} for f in feeds(6) for flag in (True, False)]
+    result = simplified(model, *feed)
+    assert operators(result) == ["If", "Reshape"]
+
+
+def test_weights_that_a_caller_may_override_are_no_shapes():
+    model = from_text("""g (float[N, 8] x, int64[2] shape) => (float[A, B] y) <int64[2] shape = {-1, 4}> {
+        y = Reshape(x, shape)
+    }""")
+    x = RNG.standard_normal((2, 8)).astype(np.float32)
+    result = simplified(model, {"x": x}, {"x": x, "shape": np.array([4, 4])})
+    assert operators(result) == ["Reshape"]
+
+
+def test_a_shape_that_is_zero_on_purpose_is_left_alone():
+    model = from_text("""g (float[N, 0] x) => (float[A, B] y) <int64[2] shape = {0, 3}> {
+        y = Reshape<allowzero = 1>(x, shape)
+    }""")
+    result, _ = simplify(model)
+    assert_same_outputs(model, result, {"x": np.zeros((2, 0), np.float32)})
+
+
+def test_an_excluded_reshape_keeps_its_computed_shape():
+    model = from_text("""g (float[N, 6, 4] x) => (float[N, 24] y)
+    <int64 zero = {0}, int64[1] axis = {0}, int64[1] rest = {24}> {
+        s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
+        t = Concat<axis = 0>(u, rest)
+        y = Reshape(x, t)
+    }""")
+    result = simplified(model, *feeds(6, 4), exclude=["y"])
+    assert operators(result)[-2:] == ["Concat", "Reshape"]
+    assert operators(simplified(model, *feeds(6, 4), symbolic=False)) == ["Shape", "Gather", "Unsqueeze", "Concat", "Reshape"]
+
+
+def test_the_bound_of_a_range_that_becomes_a_constant_becomes_a_scalar():
+    model = from_text("""g (float[3, 4] x) => (int64[K] y)
+    <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] next = {1}> {
+        s = Shape(x)
+        n = Slice(s, first, next)
+        y = Range(zero, n, one)
+    }""")
+    result, _ = simplify(model, fold=False)  # folding would compute the Range too
+    assert_same_outputs(model, result, {"x": np.zeros((3, 4), np.float32)})
+    result, _ = simplify(model)
+    assert_same_outputs(model, result, {"x": np.zeros((3, 4), np.float32)})
