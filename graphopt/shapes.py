@@ -22,6 +22,9 @@ SMALL_BYTES = 1024
 """Tensors up to this size stay in the skeleton: they may be shapes, which inference computes with."""
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
+_LENGTHEN = frozenset({"Concat", "ConstantOfShape", "Expand", "Range", "Tile"})
+"""Operators that can make a long vector of a few numbers."""
+_LONG = 100_000
 
 Facts = dict[ir.Value, ir.TypeAndShape]
 
@@ -34,7 +37,7 @@ def infer(model: ir.Model) -> Facts:
     bare = skeleton(model)
     for overridable in [value for value in bare.graph.inputs if value.is_initializer()]:
         del bare.graph.initializers[overridable.name or ""]  # a caller may give another value: it is no constant
-    _forget(bare.graph, main=True)
+    forget(bare.graph, main=True)
     return facts(model, bare)
 
 
@@ -56,7 +59,7 @@ def skeleton(model: ir.Model) -> ir.Model:
     """
     bare = model.clone()
     for function in bare.functions.values():
-        _forget(function.graph, main=False)
+        forget(function.graph, main=False)
     names: set[str | None] = set()
     for number, graph in enumerate(graphs(bare)):
         for value in graph.initializers.values():
@@ -78,13 +81,29 @@ def skeleton(model: ir.Model) -> ir.Model:
 def facts(model: ir.Model, bare: ir.Model) -> Facts:
     """What inference finds out about the skeleton of a model, told of the model's values."""
     proto = ir.to_proto(bare)
+    if any(node.op_type in _LENGTHEN for node in bare.graph.all_nodes()):
+        cautious = _infer(model, bare, proto, follow_values=False)
+        if any(_is_long(value, known) for value, known in cautious.items()):
+            return cautious
+    return _infer(model, bare, proto, follow_values=True)
+
+
+def _infer(model: ir.Model, bare: ir.Model, proto: onnx.ModelProto, *, follow_values: bool) -> Facts:
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=follow_values)
     except onnx.shape_inference.InferenceError:
         return {}
     found: Facts = {}
     _collect(model.graph, bare.graph, proto.graph, found)
     return found
+
+
+def _is_long(value: ir.Value, known: ir.TypeAndShape) -> bool:
+    """Whether following values would take inference minutes and gigabytes: it writes out every element of a vector."""
+    producer, shape = value.producer(), known.shape
+    if producer is None or producer.op_type not in _LENGTHEN or shape is None or len(shape) != 1:
+        return False
+    return isinstance(shape[0], int) and shape[0] > _LONG
 
 
 def defined(graph: ir.Graph) -> list[ir.Value]:
@@ -103,8 +122,8 @@ def _stub(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.ExternalTensor("stub", 0, tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name or "")
 
 
-def _forget(graph: ir.Graph, *, main: bool) -> None:
-    """Drop what is stated of values in a graph: shapes at its boundary (not of the model's inputs), shapes and types inside."""
+def forget(graph: ir.Graph, *, main: bool) -> None:
+    """Drop what is stated of values: shapes at the boundary of a graph (not of the model's inputs), shapes and types inside."""
     boundary = [*graph.outputs] if main else [*graph.inputs, *graph.outputs]
     for value in boundary:
         value.shape = None
@@ -113,7 +132,7 @@ def _forget(graph: ir.Graph, *, main: bool) -> None:
             if not output.is_graph_output():
                 output.shape = output.type = None
         for subgraph in subgraphs(node):
-            _forget(subgraph, main=False)
+            forget(subgraph, main=False)
 
 
 def _collect(graph: ir.Graph, bare: ir.Graph, proto: onnx.GraphProto, found: Facts) -> None:
@@ -123,7 +142,7 @@ def _collect(graph: ir.Graph, bare: ir.Graph, proto: onnx.GraphProto, found: Fac
         if value.const_value is not None and not value.is_graph_input():
             shape = ir.Shape(value.const_value.shape.numpy())
             found[value] = ir.TypeAndShape(ir.TensorType(value.const_value.dtype), shape)
-    for value, twin in zip(_produced(graph), _produced(bare), strict=True):
+    for value, twin in zip(produced(graph), produced(bare), strict=True):
         inferred = types.get(twin.name or "")
         if value not in found and inferred is not None and inferred.WhichOneof("value") is not None:
             found[value] = ir.TypeAndShape(ir.serde.deserialize_type_proto_for_type(inferred), _shape(inferred))
@@ -133,7 +152,8 @@ def _collect(graph: ir.Graph, bare: ir.Graph, proto: onnx.GraphProto, found: Fac
             _collect(subgraph, subgraph_twin, subgraph_proto, found)
 
 
-def _produced(graph: ir.Graph) -> list[ir.Value]:
+def produced(graph: ir.Graph) -> list[ir.Value]:
+    """Inputs of a graph and outputs of its nodes, in order; the same for a skeleton."""
     return [*graph.inputs, *(output for node in graph for output in node.outputs)]
 
 
