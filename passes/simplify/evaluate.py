@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 _MOVES = "Concat Expand Flatten Identity Reshape Slice Split Squeeze Tile Transpose Unsqueeze"
 _COMPUTES = (
-    "Abs Add And ArgMax ArgMin Cast Ceil Clip Compress ConstantOfShape Cos CumSum DepthToSpace Div Equal Erf Exp EyeLike"
+    "Abs Add And ArgMax ArgMin Cast Ceil Clip ConstantOfShape Cos CumSum DepthToSpace Div Equal Erf Exp EyeLike"
     " Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Log MatMul Max Mean Min Mod"
     " Mul Neg NonZero Not OneHot Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd"
     " ReduceSum ReduceSumSquare Relu Round ScatterND Sigmoid Sign Sin SpaceToDepth Sqrt Sub Sum Tanh Trilu Where Xor"
