@@ -175,6 +175,15 @@ def test_a_model_that_the_runtime_cannot_run_is_a_model_error(tmp_path: Path) ->
     fails(3, "Magic", done=graphopt("optimize", source))
 
 
+def test_a_metric_that_fails_is_said_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    (tmp_path / "mine.py").write_text("def bad(outputs, labels):\n    return 1 / 0\n", encoding="utf-8")
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 3, 8, 8), np.float32))
+    done = graphopt("optimize", source, "--data", tmp_path / "d.npz", "--metric", "mine:bad", cwd=tmp_path)
+    fails(2, "mine:bad", "ZeroDivisionError", done=done)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["d.npz", "m.onnx", "mine.py"]
+
+
 def test_an_unknown_command_is_answered_with_the_nearest() -> None:
     fails(2, "'optimize'", done=graphopt("optimise", "m.onnx"))
 
