@@ -113,7 +113,7 @@ class Trial:
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
 
     def _write(self, candidate: ir.Model, path: Path) -> str | None:
-        """Check a candidate and write it; what is wrong with it, if anything."""
+        """Check a candidate, write it, and see whether the target loads it; what is wrong with it, if anything."""
         for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
             if specs(candidate) != specs(self.original):
                 return f"the model's {side} changed"
@@ -122,4 +122,4 @@ class Trial:
         except ModelError as error:
             return f"the result is not valid: {error.what}"
         model.save(candidate, path, self.external_data)
-        return None
+        return self.evidence.refused(path) if self.evidence is not None else None

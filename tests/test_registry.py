@@ -99,6 +99,18 @@ class Bloat(Pass):
         return [Change("waste", "added", "to be caught")]
 
 
+class Magic(Pass):
+    """Valid ONNX, with an operator that no runtime has."""
+    name = "magic"
+    summary = "use an unknown operator"
+
+    def apply(self, model, context):
+        [relu] = [node for node in model.graph if node.name == "relu1"]
+        relu.domain, relu.op_type = "acme", "Magic"
+        model.opset_imports["acme"] = 1
+        return [Change("relu1", "made magic", "to be caught")]
+
+
 class Crash(Pass):
     name = "crash"
     summary = "raise"
@@ -112,6 +124,7 @@ rename = third_party:Rename
 coarse = third_party:Coarse
 wrong = third_party:Wrong
 crash = third_party:Crash
+magic = third_party:Magic
 slow = third_party:Slow
 bloat = third_party:Bloat
 gone = not_installed_anywhere:Gone
@@ -197,7 +210,14 @@ def test_a_lossy_recipe_without_data_is_refused(third_party: dict[str, str], tmp
     assert not (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize(("name", "reason"), [("wrong", "the outputs changed: "), ("crash", "ZeroDivisionError: on purpose")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wrong", "the outputs changed: "),
+        ("crash", "ZeroDivisionError: on purpose"),
+        ("magic", "the target cannot load the result"),
+    ],
+)
 def test_a_pass_that_does_wrong_is_undone_and_named(
     name: str, reason: str, third_party: dict[str, str], tmp_path: Path
 ) -> None:
