@@ -125,10 +125,11 @@ JUDGES: dict[str, Run] = {"onnxruntime": by_onnxruntime, "reference": by_referen
 
 def judged(case: Any) -> dict[str, Any]:
     """What became of one case: verdict, judge, node counts, and the reason of what went wrong."""
-    import lossless
     import onnx_ir as ir
 
     from graphopt.model import count_nodes
+
+    import lossless
 
     model, feeds, rtol, atol = opened(case)
     content = model.SerializeToString()

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lossless
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from graphopt.model import count_nodes
 
+import lossless
 from common import ROOT, arguments, publish, table
 
 CHUNK = 250
@@ -54,7 +54,6 @@ class Failure:
 def check(proto: onnx.ModelProto, tally: Tally) -> str | None:
     """Why the graph did not come through; None if all is well."""
     import random_graphs
-
     from helpers import assert_same_outputs
 
     onnx.checker.check_model(proto, full_check=True)
@@ -111,6 +110,7 @@ def run_chunk(seed: int, chunk: int, count: int, failures: Path | None) -> tuple
     """Draw ``count`` graphs and judge each; failing ones go to the folder ``failures``."""
     lossless.tests_on_path()
     import hypothesis
+
     import random_graphs
 
     tally, found, drawn = Tally(), [], 0

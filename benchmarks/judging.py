@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lossless
 import numpy as np
 import onnx
 
@@ -23,6 +22,8 @@ from graphopt.dataset.generate import generate
 from graphopt.dataset.preflight import is_fixed, symbol
 from graphopt.errors import GraphoptError
 from graphopt.registry import runtime
+
+import lossless
 
 BATCH, LENGTH = 3, 29
 TIMING_SECONDS = 20.0

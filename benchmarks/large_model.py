@@ -129,7 +129,7 @@ def publish(measured: dict[str, dict[str, float]], layers: int, options: argpars
     text = f"{layers} MatMul of {WIDTH} x {WIDTH}: {layers * LAYER_BYTES / 1e9:.2f} GB of weights in one file of external data."
     header = ("process", "peak MB", "beyond the import", "CPU s")
     title = "A model of more than 2 GB"
-    common.publish("large-model", title, [text, common.table(header, rows)], measured, options)
+    common.publish("large_model", title, [text, common.table(header, rows)], measured, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import itertools
 import time
 from typing import Any
 
-import lossless
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.model import count_nodes
 
+import lossless
 from common import arguments, publish, table
 
 BLOCK_NODES = 21

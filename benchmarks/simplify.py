@@ -18,12 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import simplifiers
-from simplifiers import CHAIN, OURS, PEERS
-
 from graphopt.model import file_sha256
 
+import simplifiers
 from common import ROOT, arguments, publish, table
+from simplifiers import CHAIN, OURS, PEERS
 
 TOLERANCE = 2e-6
 REPEATS, ENOUGH_SECONDS = 3, 5.0

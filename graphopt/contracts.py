@@ -121,7 +121,7 @@ class Context:
     exclude: Sequence[str] = ()
     """Glob patterns of node or site names that must be left alone."""
     growth_bytes: int | None = None
-    """By how many bytes this pass may still make the weights grow; None is no limit."""
+    """By how many bytes this pass may still make the weights grow; None: a pass decides (1 MB or 5 %)."""
 
 
 class BasePass(abc.ABC):

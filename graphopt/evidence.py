@@ -16,6 +16,7 @@ import numpy as np
 from . import evaluate, timing
 from .contracts import NodeTime, Progress, Runtime, Session, SessionOptions
 from .dataset import Dataset
+from .errors import ModelError
 from .metrics import MetricFactory
 from .report.schema import MetricRow, OperatorTime, OutputDivergence, Timing, Validation
 from .targets import Target
@@ -41,6 +42,14 @@ class Evidence:
     def open(self, path: Path) -> Session:
         """Open a file on the target."""
         return self.runtime.open(path, self.target, SessionOptions(threads=self.target.threads))
+
+    def refused(self, candidate: Path) -> str | None:
+        """Why the target cannot load the file; None when it can."""
+        try:
+            self.open(candidate).close()
+        except ModelError as error:
+            return f"the target cannot load the result: {error.what}"
+        return None
 
     def differences(self, candidate: Path, before: Path | None, samples: int) -> list[str]:
         """The outputs of a lossless pass's result that are not what they were, on the first samples.

@@ -291,10 +291,20 @@ class _Run:
 
     def execute(self) -> Report:
         """Run every pass, then judge what would be written."""
-        job, original = self.job, self.stages[0]
+        job = self.job
         journal = Journal(job.output, self._key(), resume=job.resume)
         if job.resume and not journal.done:
             self.notes.append("There was nothing to resume: the job was run from its beginning.")
+        try:
+            report = self._run(journal)
+        except GraphoptError:  # the user will change something: this job is not going to be resumed
+            journal.remove()
+            raise
+        journal.remove()
+        return report
+
+    def _run(self, journal: Journal) -> Report:
+        job, original = self.job, self.stages[0]
         trial = Trial(_passes_full_check(original.model), self.evidence, job.verify, job.external_data)
         for index, step in enumerate(job.recipe.steps):
             if index < len(journal.done):
@@ -302,9 +312,7 @@ class _Run:
                 continue
             with self.progress.stage(f"{step.name} ({index + 1} of {len(job.recipe.steps)})"):
                 self._attempt(step, trial, journal.stage(index, step.name) / job.output.name, journal)
-        report = self._finish(journal)
-        journal.remove()
-        return report
+        return self._finish(journal)
 
     def _restore(self, done: Done, step: Step) -> None:
         self.rows.append(done.row)

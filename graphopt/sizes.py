@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .shapes import SMALL_BYTES, Facts, facts, skeleton
+from .shapes import SMALL_BYTES, Facts, facts, forget, produced, skeleton
 
 _ROUNDS = 8
 """Inference is run at most this often; each round follows one more shape that depends on the one before."""
@@ -34,7 +34,16 @@ def infer(model: ir.Model, dims: Mapping[str, int] | None = None, batch: int = 1
         batch: Size of the inputs' first dimension where it is symbolic and not in ``dims``.
     """
     bare = skeleton(model)
-    _bind(bare.graph, dict(dims or {}), batch)
+    forget(bare.graph, main=True)
+    sizes = _bind(bare.graph, dict(dims or {}), batch)
+    found = _follow(model, bare)
+    if _believe(model, bare, found, sizes):
+        found = _follow(model, bare)
+    return found
+
+
+def _follow(model: ir.Model, bare: ir.Model) -> Facts:
+    """Infer, and compute the shapes that follow, until there is no more to learn."""
     found = facts(model, bare)
     for _ in range(_ROUNDS - 1):
         if not _settle(model, bare, found):
@@ -43,8 +52,8 @@ def infer(model: ir.Model, dims: Mapping[str, int] | None = None, batch: int = 1
     return found
 
 
-def _bind(graph: ir.Graph, sizes: dict[str, int], batch: int) -> None:
-    """Give symbolic dimensions their sizes; a symbol means the same everywhere."""
+def _bind(graph: ir.Graph, sizes: dict[str, int], batch: int) -> dict[str, int]:
+    """Give symbolic dimensions of the inputs their sizes, which are returned; a symbol means the same everywhere."""
     for value in graph.inputs:
         first = value.shape[0] if value.shape is not None and len(value.shape) else 1
         if isinstance(first, ir.SymbolicDim):
@@ -52,9 +61,27 @@ def _bind(graph: ir.Graph, sizes: dict[str, int], batch: int) -> None:
                 value.shape = ir.Shape([batch, *(value.shape or ())[1:]])
             else:
                 sizes.setdefault(first.value, batch)
-    for value in (*graph.inputs, *graph.outputs, *(output for node in graph.all_nodes() for output in node.outputs)):
-        if value.shape is not None and sizes:
-            value.shape = ir.Shape([_size(dim, sizes) for dim in value.shape])
+    for value in graph.inputs:
+        value.shape = _sized(value.shape, sizes)
+    return sizes
+
+
+def _believe(model: ir.Model, bare: ir.Model, found: Facts, sizes: Mapping[str, int]) -> bool:
+    """Put what the file states into the skeleton where inference knows too little; whether there was anything."""
+    believed = False
+    for graph, twin in zip(model.graphs(), bare.graphs(), strict=True):
+        for value, value_twin in zip(produced(graph), produced(twin), strict=True):
+            known = found.get(value)
+            if value.shape is None or value.type is None or (known and known.shape is not None and known.shape.is_static()):
+                continue
+            if not value_twin.is_graph_input() or graph is not model.graph:
+                value_twin.type, value_twin.shape = value.type, _sized(value.shape, sizes)
+                believed = True
+    return believed
+
+
+def _sized(shape: ir.Shape | None, sizes: Mapping[str, int]) -> ir.Shape | None:
+    return None if shape is None else ir.Shape([_size(dim, sizes) for dim in shape])
 
 
 def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:

@@ -112,7 +112,10 @@ class Trial:
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
 
     def _write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
-        """Check a candidate and write it; what is wrong with it, if anything. ``narrower``: it may take fewer shapes."""
+        """Check a candidate, write it, and see whether the target loads it; what is wrong with it, if anything.
+
+        With ``narrower`` it may take fewer shapes than the model before.
+        """
         for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
             old, new = specs(before.model), specs(candidate)
             if old != new and not (narrower and is_narrowed(old, new)):
@@ -122,7 +125,7 @@ class Trial:
         except ModelError as error:
             return f"the result is not valid: {error.what}"
         model.save(candidate, path, self.external_data)
-        return None
+        return self.evidence.refused(path) if self.evidence is not None else None
 
 
 def is_narrowed(old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> bool:

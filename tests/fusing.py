@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from simplifying import context
 
 from graphopt.contracts import Change
 from graphopt.model import count_nodes
 from graphopt.passes.fuse import Fuse
 
 from helpers import assert_same_outputs
+from simplifying import context
 
 
 def fuse(

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spinning import open_file
 
 from graphopt import baseline, timing
 from graphopt.baseline import Entry, Regression
 from graphopt.contracts import Silent
 from graphopt.errors import UsageError
+
+from spinning import open_file
 
 RESULT = Regression("m.onnx", "cpu", 1.0, 1.12, 1.12, 1.09, 1.15, 0.05, failed=True, how="interleaved", warnings=())
 

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import onnx
 import pytest
 
 from graphopt import recipe, registry, targets
@@ -16,6 +18,9 @@ from graphopt.errors import MissingError, UsageError
 from helpers import small_cnn, write
 
 THIRD_PARTY = '''
+import os
+import time
+
 import numpy as np
 import onnx_ir as ir
 from graphopt.contracts import Change, LossyPass, Need, Pass, PassOptions, Setting, Site
@@ -99,6 +104,28 @@ class Bloat(Pass):
         return [Change("waste", "added", "to be caught")]
 
 
+class Magic(Pass):
+    """Valid ONNX, with an operator that no runtime has."""
+    name = "magic"
+    summary = "use an unknown operator"
+
+    def apply(self, model, context):
+        [relu] = [node for node in model.graph if node.name == "relu1"]
+        relu.domain, relu.op_type = "acme", "Magic"
+        model.opset_imports["acme"] = 1
+        return [Change("relu1", "made magic", "to be caught")]
+
+
+class Sleep(Pass):
+    """Changes nothing, and takes long when the environment says so."""
+    name = "sleep"
+    summary = "sleep"
+
+    def apply(self, model, context):
+        time.sleep(float(os.environ.get("SLEEP_SECONDS", "0")))
+        return []
+
+
 class Crash(Pass):
     name = "crash"
     summary = "raise"
@@ -112,6 +139,8 @@ rename = third_party:Rename
 coarse = third_party:Coarse
 wrong = third_party:Wrong
 crash = third_party:Crash
+magic = third_party:Magic
+sleep = third_party:Sleep
 slow = third_party:Slow
 bloat = third_party:Bloat
 gone = not_installed_anywhere:Gone
@@ -162,8 +191,6 @@ def test_a_third_partys_pass_runs_through_its_entry_point(third_party: dict[str,
     assert done.returncode == 0, done.stderr
     [row] = json.loads(done.stdout)["passes"]
     assert (row["name"], row["kept"], row["options"]) == ("rename", True, {"to": "other"})
-    import onnx
-
     assert onnx.load(out).graph.name == "other"
 
 
@@ -197,7 +224,14 @@ def test_a_lossy_recipe_without_data_is_refused(third_party: dict[str, str], tmp
     assert not (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize(("name", "reason"), [("wrong", "the outputs changed: "), ("crash", "ZeroDivisionError: on purpose")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wrong", "the outputs changed: "),
+        ("crash", "ZeroDivisionError: on purpose"),
+        ("magic", "the target cannot load the result"),
+    ],
+)
 def test_a_pass_that_does_wrong_is_undone_and_named(
     name: str, reason: str, third_party: dict[str, str], tmp_path: Path
 ) -> None:
@@ -214,6 +248,27 @@ def test_a_pass_that_does_wrong_is_undone_and_named(
     from helpers import assert_same_outputs
 
     assert_same_outputs(source, out, {"x": np.ones((2, 3, 8, 8), np.float32)})
+
+
+def test_a_killed_run_is_resumed_without_repeating_what_was_done(third_party: dict[str, str], tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    out, mine = tmp_path / "out.onnx", with_recipe(tmp_path, "rename", "sleep")
+    arguments = [sys.executable, "-m", "graphopt", "optimize", source, "-o", out, "--recipe", mine]
+    process = subprocess.Popen(list(map(str, arguments)), env={**third_party, "SLEEP_SECONDS": "600"})
+    journal = tmp_path / ".out.onnx.graphopt" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.is_file() and len(journal.read_text().splitlines()) == 2):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    done = optimize(source, out, "--recipe", mine, "--resume", env=third_party)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row["name"] for row in report["passes"]] == ["rename", "sleep"]
+    assert "rename was finished by an earlier run and taken from its journal." in report["notes"]
+    assert onnx.load(out).graph.name == "renamed"
+    assert not journal.parent.exists()
 
 
 @pytest.mark.parametrize(("name", "reason"), [("slow", "slower than the original"), ("bloat", "larger than the original")])

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spinning import Spinner
 
 from graphopt import targets, timing
 from graphopt.contracts import Session, Silent
@@ -12,6 +11,7 @@ from graphopt.errors import DataError
 from graphopt.registry import runtime
 
 import helpers
+from spinning import Spinner
 
 
 def compare(before: float, after: float, **options: object) -> timing.Comparison:

@@ -76,7 +76,8 @@ def main() -> NoReturn:
     try:
         code = graphopt.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
+        resumable = sys.argv[1:2] == ["optimize"]
+        click.echo(f"interrupted{': the same command with --resume continues' if resumable else ''}", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

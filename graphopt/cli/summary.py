@@ -32,6 +32,8 @@ def show(report: Report, folder: Path | None) -> None:
             f"rounds, {threads}, {timing.provider} on the target {timing.target}.",
             markup=False,
         )
+        if not timing.converged:
+            out.print("The interval is still wide: timing stopped at the time limit (--time-limit S for more).", markup=False)
     passes = []
     for each in report.passes:
         done, declined = summary.changes_made(each)

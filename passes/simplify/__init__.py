@@ -1,18 +1,20 @@
 """``simplify``: the same answers from fewer nodes. One module a step; the steps run until nothing changes any more.
 
-control      functions are taken apart, and If and Loop whose way is known
-constants    Constant nodes become initializers
-dead         what nobody uses goes
-duplicates   equal initializers are kept once
-identity     nodes that change nothing go
-collapse     computed shapes become constants, or are computed once
-noop         operators that undo or continue each other go
-zeros        terms of zero go
-cse          equal nodes are computed once
-fold         what does not depend on the inputs is computed ahead of time
-annotate     stale types and shapes are mended
-leftovers    what exporters leave about their own run goes
-peer         onnxsim instead of all of these, to compare with
+    control      functions are taken apart, and If and Loop whose way is known
+    constants    Constant nodes become initializers
+    dead         what nobody uses goes
+    duplicates   equal initializers are kept once
+    identity     nodes that change nothing go
+    collapse     computed shapes become constants, or are computed once
+    noop         operators that undo or continue each other go
+    zeros        terms of zero go
+    cse          equal nodes are computed once
+    fold         what does not depend on the inputs is computed ahead of time
+    annotate     stale types and shapes are mended
+    leftovers    what exporters leave about their own run goes
+    peer         onnxsim instead of all of these, to compare with
+
+Each module opens with its algebra and the conditions under which it is exact. ``graph`` holds the edits that they share.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ class Simplify(Pass):
             return simplify_with_onnxsim(model, context.exclude)
         patterns = tuple(context.exclude)
 
-        def excluded(node: ir.Node) -> bool:
-            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
+        def excluded(name: str) -> bool:
+            return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes

@@ -50,7 +50,7 @@ def _inlinable(work: Work) -> set[ir.OperatorIdentifier]:
     chosen = {name for name, function in functions.items() if _is_plain(function, work.model.opset_imports)}
     for node in all_nodes(work.model):
         name = node.op_identifier()
-        if name in chosen and (work.excluded(node) or not _is_plain_call(node, functions[name])):
+        if name in chosen and (work.excluded(site(node)) or not _is_plain_call(node, functions[name])):
             chosen.discard(name)
     while True:  # nothing is replaced in the bodies of functions that stay, which may import other versions
         called = {n.op_identifier() for name, f in functions.items() if name not in chosen for n in f.all_nodes()}

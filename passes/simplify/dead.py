@@ -32,7 +32,7 @@ def remove_dead(work: Work) -> list[Change]:
     for root in work.roots():
         _sweep(work, root.graph, effects, changes)
         for graph in (root.graph, *root.graph.subgraphs()):
-            changes += remove_initializers([*graph.initializers.values()], kept)
+            changes += remove_initializers(work, [*graph.initializers.values()], kept)
     changes += _remove_functions(work.model)
     return changes
 
@@ -40,7 +40,7 @@ def remove_dead(work: Work) -> list[Change]:
 def _sweep(work: Work, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
     for node in reversed(graph):
-        if work.excluded(node):
+        if work.excluded(site(node)):
             continue
         used = any(output.uses() or output.is_graph_output() for output in node.outputs)
         identifier = node.op_identifier()
@@ -56,12 +56,14 @@ def _sweep(work: Work, graph: ir.Graph, effects: set[ir.OperatorIdentifier], cha
             _sweep(work, subgraph, effects, changes)
 
 
-def remove_initializers(values: Iterable[ir.Value], kept: set[str]) -> list[Change]:
+def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) -> list[Change]:
     """Remove those of the initializers that nothing uses; names in ``kept`` stay."""
     changes = []
     for value in values:
         name, graph = value.name or "", value.graph
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input() or name in kept or graph is None):
+        if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        if name not in kept and not work.excluded(name):
             changes.append(Change(name, "removed the initializer", "nothing uses it"))
             del graph.initializers[name]
     return changes

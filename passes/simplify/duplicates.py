@@ -35,7 +35,7 @@ def merge_equal_initializers(work: Work) -> list[Change]:
     kept = annotated_names(work.model)
     changes = []
     for group in groups.values():
-        candidates = [value for value in group if value.name not in kept]
+        candidates = [value for value in group if value.name not in kept and not work.excluded(value.name or "")]
         for equal in _partition(candidates):
             changes += _merge(equal, parents)
     return changes

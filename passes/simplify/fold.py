@@ -34,7 +34,7 @@ from .moved import MOST_MOVES, MovedTensor
 
 _LARGE_BYTES = 1 << 20
 """Tensors above this size are moved when they are written, not before."""
-_COMPUTED_BYTES = 1 << 28
+_COMPUTED_BYTES = 1 << 26
 """All values that are computed in one run together."""
 _ELEMENT_BYTES = 8
 """Of the widest type that is computed."""
@@ -58,7 +58,7 @@ def fold_constants(work: Work) -> list[Change]:
             put_constant(root, equal, folded.tensors[equal[0]], folded.homes[equal[0]])
         read = dict.fromkeys(v for node in choice.nodes for v in node.inputs if v is not None and v.is_initializer())
         remove([*choice.nodes])
-        remove_initializers(read, kept)
+        remove_initializers(work, read, kept)
         changes += [Change(site(node), f"computed {node.op_type} ahead of time", folded.reasons[node]) for node in choice.nodes]
     return changes
 

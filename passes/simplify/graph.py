@@ -64,8 +64,8 @@ class Work:
     """What the steps share during one run of the pass."""
 
     model: ir.Model
-    excluded: Callable[[ir.Node], bool]
-    """Whether the user asked to leave a node alone."""
+    excluded: Callable[[str], bool]
+    """Whether the user asked to leave the node or the initializer of this name alone."""
     weight_limit: int
     """The bytes that all weights may have in the end."""
     facts: Facts = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Work:
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
-        return node.domain == "" and node.op_identifier() not in self.model.functions and not self.excluded(node)
+        return node.domain == "" and node.op_identifier() not in self.model.functions and not self.excluded(site(node))
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """The element type of a tensor, where it is known for certain."""
@@ -181,20 +181,17 @@ def put_constant(root: Root, outputs: Sequence[ir.Value], tensor: ir.TensorProto
 
     It becomes one initializer of the graph ``home``; where that cannot be, one Constant node for each.
     """
-    shared = [output for output in outputs if root.initializers and not output.is_graph_output()]
-    if shared:
-        name = shared[0].name or "constant"
-        if shared[0].graph is not home:
+    inside = [output for output in outputs if root.initializers and not output.is_graph_output()]
+    if inside:
+        name = inside[0].name or "constant"
+        if inside[0].graph is not home:
             name = root.new_name(name)
-        home.register_initializer(
-            new := ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
-            )
-        )
-        for output in shared:
+        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+        home.register_initializer(new)
+        for output in inside:
             output.replace_all_uses_with(new)
     for output in outputs:
-        if output not in shared:
+        if output.is_graph_output() or not root.initializers:
             _put_node(output, tensor)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from fusing import fuse, fused, listed_as_input, model, normal
-from simplifying import operators
 
 from graphopt import registry
+
+from fusing import fuse, fused, listed_as_input, model, normal
+from simplifying import operators
 
 X = {"x": normal(2, 4, 8, 8, seed=9)}
 IMAGE = "float[N, 4, 8, 8] x"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+from hypothesis import HealthCheck, given, settings
+
 import random_graphs
 from fusing import fused
-from hypothesis import HealthCheck, given, settings
-from simplifying import simplify
-
 from helpers import assert_same_outputs
+from simplifying import simplify
 
 
 @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

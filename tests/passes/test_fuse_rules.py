@@ -7,10 +7,10 @@ import re
 import numpy as np
 import onnx
 import pytest
-from fusing import fuse, fused, listed_as_input, model, normal
-from simplifying import operators
 
+from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import run
+from simplifying import operators
 
 X = {"x": normal(2, 4, 8, 8, seed=9)}
 W = normal(6, 4, 3, 3)

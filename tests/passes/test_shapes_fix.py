@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from simplifying import context
 
 from graphopt import pipeline, recipe, registry
 from graphopt.contracts import Change, Context, Pass
@@ -16,6 +15,7 @@ from graphopt.errors import DataError, UsageError
 from graphopt.passes.shapes import FixOptions, FixShapes
 
 from helpers import assert_same_outputs, from_text, small_cnn, write
+from simplifying import context
 
 TEXT = from_text("""g (float[batch, seq, 4] x, float[batch, past, 4] cache, float[?, 4] z)
     => (float[batch, "past + seq", 4] y, float[rows, 4] r) {

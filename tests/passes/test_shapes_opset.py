@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simplifying import context
 
 from graphopt import model as files
 from graphopt import pipeline
@@ -19,6 +18,7 @@ from graphopt.errors import ModelError, UsageError
 from graphopt.passes.shapes import OpsetOptions, UpgradeOpset
 
 from helpers import assert_same_outputs, from_text, run, small_cnn
+from simplifying import context
 
 X = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
 

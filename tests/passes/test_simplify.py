@@ -10,7 +10,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from simplifying import operators, simplified, simplify
 
 from graphopt import registry
 from graphopt.contracts import Feed
@@ -18,6 +17,7 @@ from graphopt.dataset.generate import generate
 from graphopt.model import input_specs, load
 
 from helpers import from_text, run, small_cnn
+from simplifying import operators, simplified, simplify
 
 X = {"x": np.arange(-4, 4, dtype=np.float32).reshape(2, 4)}
 FLAGS = [{**X, "flag": np.array(flag)} for flag in (True, False)]

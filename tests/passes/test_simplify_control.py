@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from simplifying import operators, simplified, simplify
 
 from helpers import from_text
+from simplifying import operators, simplified, simplify
 
 X = np.arange(-4, 4, dtype=np.float32).reshape(2, 4)
 FEEDS = [{"x": X}, {"x": X[:1]}]

@@ -10,13 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from simplifying import context, operators, simplified, simplify
 
 from graphopt import model as models
 from graphopt.passes.simplify import Simplify
 from graphopt.passes.simplify.evaluate import COMPUTES, LOWEST_OPSET, MOVES
 
 from helpers import assert_same_outputs, from_text, run
+from simplifying import context, operators, simplified, simplify
 
 RNG = np.random.default_rng(0)
 F = RNG.random((2, 3), np.float32) + np.float32(0.5)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from simplifying import simplify
 
 from graphopt import pipeline
 
 from helpers import from_text, small_cnn, write
+from simplifying import simplify
 
 TRACE = 'File "/home/somebody/secret/net.py", line 12, in forward\n    return self.conv(x)'
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simplifying import operators, simplified
 
 from helpers import from_text, run
+from simplifying import operators, simplified
 
 RNG = np.random.default_rng(0)
 

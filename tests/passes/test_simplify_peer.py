@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from simplifying import simplify
 
 from graphopt import pipeline
 from graphopt.errors import MissingError, ModelError, UsageError
 from graphopt.passes.simplify import peer
 
 from helpers import assert_same_outputs, from_text, small_cnn, write
+from simplifying import simplify
 
 MODEL = from_text("g (float[N, 4] x) => (float[N, 4] y) { a = Identity(x)  y = Relu(a) }")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import random_graphs
 from hypothesis import HealthCheck, given, settings
+
+import random_graphs
 from simplifying import simplified
 
 

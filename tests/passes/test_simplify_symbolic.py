@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simplifying import operators, simplified, simplify
 
 from graphopt.passes.simplify import dims as polynomials
 from graphopt.passes.simplify.dims import Dim, exact_quotient, product, quotient, remainder, symbol
 
 from helpers import assert_same_outputs, from_text
+from simplifying import operators, simplified, simplify
 
 RNG = np.random.default_rng(0)
 

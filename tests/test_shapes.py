@@ -1,0 +1,66 @@
+"""What is known of types and shapes: only what follows from the inputs, and without reading weights."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt import model as models
+from graphopt import shapes, sizes
+
+from helpers import from_text
+
+
+def shape_of(facts: shapes.Facts, name: str) -> list[int | str | None] | None:
+    known = next(known for value, known in facts.items() if value.name == name)
+    return None if known.shape is None else [dim if isinstance(dim, int) else dim.value for dim in known.shape]
+
+
+def test_stated_shapes_are_ignored_and_the_model_stays_as_it_is():
+    proto = from_text("g (float[N, 4] x) => (float[1, 4] y) { a = Relu(x)  y = Exp(a) }")
+    proto.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.DOUBLE, [7]))
+    model = ir.from_proto(proto)
+    before = ir.to_proto(model)
+    facts = shapes.infer(model)
+    assert ir.to_proto(model) == before
+    assert shape_of(facts, "a") == shape_of(facts, "y") == ["N", 4]
+    assert {known.type.dtype for known in facts.values()} == {ir.DataType.FLOAT}
+
+
+def test_shapes_that_hang_on_an_overridable_initializer_are_unknown():
+    model = from_text("g (float[8] x, int64[2] s) => (float[a, b] y) <int64[2] s = {2, 4}> { y = Reshape(x, s) }")
+    assert shape_of(shapes.infer(ir.from_proto(model)), "y") == [None, None]
+    assert shape_of(sizes.infer(ir.from_proto(model)), "y") == [2, 4]
+
+
+def test_branches_that_use_the_same_names_are_told_apart():
+    text = "{ j = Constant<value_ints = [%d]>()  s = Shape(w)  p = Slice(s, zero, j)  r = Expand(k, p) }"
+    proto = from_text(f"""g (bool flag, float[4, 4, 1, 1] w) => (float[a] y) <float k = {{1}}, int64[1] zero = {{0}}> {{
+        y = If(flag) <then_branch = t () => (float[d] r) {text % 3}, else_branch = e () => (float[d] r) {text % 1}>
+    }}""")
+    model = ir.from_proto(proto)
+    facts = shapes.infer(model)
+    found = [facts[node.outputs[0]].shape for node in model.graph.all_nodes() if node.op_type == "Expand"]
+    assert [shape and shape.numpy() for shape in found] == [(4, 4, 1), (4,)]
+
+
+def test_weights_are_not_read(tmp_path: Path):
+    proto = from_text("g (float[N, 600] x) => (float[N, M] y) { y = MatMul(x, w) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((600, 500), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin")
+    model = models.load(tmp_path / "m.onnx")
+    (tmp_path / "w.bin").unlink()
+    assert shape_of(shapes.infer(model), "y") == ["N", 500]
+
+
+def test_a_huge_vector_does_not_take_huge_memory():
+    model = from_text("g (float[N, 1] x) => (float[a, b] y) <float one = {1}, int64[1] n = {1000000000}> {"
+                      " a = Expand(one, n)  y = Mul(x, a) }")  # fmt: skip
+    begun = time.process_time()
+    assert shape_of(shapes.infer(ir.from_proto(model)), "y") == ["N", 1000000000]
+    assert time.process_time() - begun < 1
