@@ -13,8 +13,9 @@ as growth.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,9 @@ class Work:
     """Names that several graphs use: moved to another value, one could hide what a subgraph reads."""
     reads: Counter[ir.Value] = field(default_factory=Counter)
     """How often each initializer is read, or more: to list the readers of one takes time when there are thousands."""
+
+    made: dict[Hashable, ir.Value] = field(default_factory=dict)
+    """Initializers that this run made, by their graph and contents: equal ones are one."""
 
     def __post_init__(self) -> None:
         for graph in self.model.graphs():
@@ -158,8 +162,13 @@ class Work:
         return new.outputs[0]
 
     def put(self, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
-        """Let input ``index`` of a node be a constant with these contents; the one that it replaces goes if it is not used."""
+        """Let input ``index`` of a node be a constant with these contents; the one that it replaces goes if it is not used.
+
+        Where it is that already, it stays.
+        """
         old = node.inputs[index] if index < len(node.inputs) else None
+        if _holds(constant(old), array):
+            return
         if old is not None and self.dies(old, node):
             name = old.name or name
         if index >= len(node.inputs):
@@ -173,6 +182,11 @@ class Work:
     def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
         """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer."""
         assert node.graph is not None
+        digest = hashlib.blake2b(array.tobytes(), digest_size=32).digest()
+        key = (node.graph, array.dtype, array.shape, digest)
+        made = self.made.get(key)
+        if made is not None and made.graph is node.graph:
+            return made
         name = self.new_name(name)
         tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
@@ -180,6 +194,7 @@ class Work:
         if (self.model.ir_version or 0) >= _INITIALIZERS_NEED_NO_INPUT:
             value.const_value = tensor
             node.graph.register_initializer(value)
+            self.made[key] = value
         else:
             node.graph.insert_before(node, ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value]))
         return value
@@ -278,6 +293,13 @@ def ints(value: ir.Value | None) -> list[int] | None:
     """The integers that a constant holds."""
     tensor = constant(value)
     return None if tensor is None or not tensor.dtype.is_integer() else [int(i) for i in tensor.numpy().reshape(-1)]
+
+
+def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
+    """Whether a constant has the type, the shape and, bit by bit, the contents of an array."""
+    if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape.numpy()) != array.shape:
+        return False
+    return tensor.tobytes() == array.tobytes()
 
 
 def _bytes(value: ir.Value) -> int:

@@ -136,6 +136,8 @@ def _if(root: Root, node: ir.Node, names: _Names) -> str | None:
         return None
     chosen = "then_branch" if condition.numpy().item() else "else_branch"
     branch = node.attributes[chosen]
+    if any(use.node.op_type == "Range" for output in node.outputs for use in output.uses()):
+        return None  # Range takes numbers; runtimes take a list of one only while inference cannot see that it is one
     if branch.is_ref() or not _has_places(root, node, branch.as_graph()):
         return None
     results = _move(root, node, branch.as_graph(), {}, names)
