@@ -12,6 +12,7 @@ import onnx_ir as ir
 from . import model
 from .contracts import TensorSpec
 from .cost import node_macs, total_macs
+from .graphs import site
 from .model.weights import places, tensor_bytes
 from .report.schema import ModelFacts
 
@@ -61,7 +62,7 @@ def heaviest(loaded: ir.Model, count: int = 10, dims: Mapping[str, int] | None =
         tensors = [constants[owner] for owner in read if owner in constants]
         rows.append(
             NodeFacts(
-                name=node.name or (node.outputs[0].name if node.outputs else "") or node.op_type,
+                name=site(node),
                 op_type=operator(node),
                 macs=macs.get(node, 0),
                 parameters=sum(tensor.size for tensor in tensors),

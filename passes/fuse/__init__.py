@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from graphopt.contracts import Change, Context, Pass
+from graphopt.graphs import site
 from graphopt.model import weight_bytes
 from graphopt.shapes import infer
 
@@ -29,7 +30,7 @@ from .affine import fold_affine
 from .before import fold_affine_before
 from .clip import merge_limits
 from .gemm import transpose_in_gemm, use_gemm
-from .graph import Rule, Work, site
+from .graph import Rule, Work
 from .neutral import remove_neutral
 from .normalize import use_layer_normalization
 from .pad import fold_pad

@@ -17,8 +17,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import site
 
-from .graph import Work, attribute, number, only_use, site
+from .graph import Work, attribute, number, only_use
 
 _GELU_OPSET = 20
 _HARD_SWISH_OPSET = 14

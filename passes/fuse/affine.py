@@ -24,8 +24,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, is_overridable, site
 
-from .graph import FLOATS, Work, attribute, constant, declined, is_overridable, only_use, site
+from .graph import FLOATS, Work, attribute, declined, only_use
 
 CHANNEL_AXIS_1 = ("Conv", "ConvTranspose")
 _HEADS = (*CHANNEL_AXIS_1, "Gemm", "MatMul")

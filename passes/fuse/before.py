@@ -13,9 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, is_overridable, site
 
 from .affine import Affine, is_inference, operand_index, read_affine, rounded
-from .graph import FLOATS, Work, attribute, constant, declined, is_overridable, only_use, site
+from .graph import FLOATS, Work, attribute, declined, only_use
 
 _AFFINE = ("BatchNormalization", "Mul", "Add", "Sub", "Div")
 _MOST_SHIFT = 16.0

@@ -19,8 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 
-from .graph import FLOATS, Work, constant, number, only_use, site
+from .graph import FLOATS, Work, number, only_use
 
 _BOUNDS_ARE_INPUTS = 11
 _Bounds = tuple[float | None, float | None]

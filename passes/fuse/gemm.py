@@ -12,8 +12,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import site
 
-from .graph import FLOATS, Work, attribute, only_use, site
+from .graph import FLOATS, Work, attribute, only_use
 
 
 def use_gemm(work: Work, node: ir.Node) -> Change | None:

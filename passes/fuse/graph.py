@@ -22,16 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
 from graphopt.shapes import Facts, defined, subgraphs
 
-_INITIALIZERS_NEED_NO_INPUT = 4
-_ANNOTATION = "quant_parameter_tensor_names"
-_NUMBERS = {
-    "value_float": ir.DataType.FLOAT,
-    "value_floats": ir.DataType.FLOAT,
-    "value_int": ir.DataType.INT64,
-    "value_ints": ir.DataType.INT64,
-}
 _MANY = 8
 """What more nodes than these read is taken to be needed; listing them again and again would take too long."""
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
@@ -61,12 +54,12 @@ class Work:
     """Initializers that this run made, by their graph and contents: equal ones are one."""
 
     def __post_init__(self) -> None:
+        self.fixed = annotated_names(self.model)
         for graph in self.model.graphs():
             for value in defined(graph):
                 if value.name in self.names:
                     self.ambiguous.add(value.name or "")
                 self.names.add(value.name or "")
-                self.fixed.update(value.meta.get(_ANNOTATION, {}).values())
                 if value.is_initializer():
                     self.reads[value] = len(value.uses())
 
@@ -191,7 +184,7 @@ class Work:
         tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
         self.facts[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(array.shape))
-        if (self.model.ir_version or 0) >= _INITIALIZERS_NEED_NO_INPUT:
+        if (self.model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT:
             value.const_value = tensor
             node.graph.register_initializer(value)
             self.made[key] = value
@@ -252,33 +245,9 @@ class Work:
 Rule = Callable[[Work, ir.Node], Change | None]
 
 
-def site(node: ir.Node) -> str:
-    """What a user can find the node by: its name, or that of its first output."""
-    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
-
-
 def declined(node: ir.Node, what: str, why: str) -> Change:
     """A pattern that was found and left alone."""
     return Change(site(node), what, why, done=False)
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor that a value always has: an initializer that no caller can override, or what a Constant node gives."""
-    if value is None:
-        return None
-    if value.is_initializer():
-        return None if value.is_graph_input() else value.const_value
-    node = value.producer()
-    if node is None or node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
-        return None
-    attribute = next(iter(node.attributes.values()))
-    if attribute.is_ref():
-        return None
-    if attribute.name == "value":
-        return attribute.as_tensor()
-    dtype = _NUMBERS.get(attribute.name)
-    value_of = attribute.value
-    return None if dtype is None else ir.tensor(list(value_of) if isinstance(value_of, tuple) else value_of, dtype)
 
 
 def number(value: ir.Value | None) -> float | None:
@@ -305,11 +274,6 @@ def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
 def _bytes(value: ir.Value) -> int:
     tensor = constant(value)
     return 0 if tensor is None else tensor.nbytes
-
-
-def is_overridable(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer that a caller may replace, because it is listed as an input too."""
-    return value is not None and value.is_initializer() and value.is_graph_input()
 
 
 def only_use(value: ir.Value) -> bool:

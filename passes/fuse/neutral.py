@@ -11,9 +11,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 
 from .affine import operand_index
-from .graph import Work, constant, site
+from .graph import Work
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _MOST = 1 << 16

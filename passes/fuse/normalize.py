@@ -14,8 +14,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import site
 
-from .graph import Work, attribute, number, only_use, site
+from .graph import Work, attribute, number, only_use
 from .pool import reduced_axes
 
 _OPSET = 17

@@ -19,8 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import is_overridable, site
 
-from .graph import Work, attribute, declined, ints, is_overridable, number, site
+from .graph import Work, attribute, declined, ints, number
 
 _USERS = ("Conv", "AveragePool", "MaxPool")
 _INPUTS_OPSET = 11

@@ -12,8 +12,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import site
 
-from .graph import Work, attribute, ints, site
+from .graph import Work, attribute, ints
 
 _RANK = 4
 _ELEMENTWISE = ("Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Tanh")

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 
-from .graph import Work, attribute, constant, declined, ints, site
+from .graph import Work, attribute, declined, ints
 
 _SIZES_ARE_INPUTS = 13
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 
-from .graph import Work, constant, site
+from .graph import Work
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 _REARRANGE = frozenset(

@@ -26,13 +26,12 @@ from pydantic import Field
 from graphopt import shapes
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.errors import ModelError, UsageError
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, site
 
 from .upgrades import RULES, Refused, Site
 
 OLDEST = 7
 """Upgrades begin here: older models mean other things by broadcasting, and runtimes no longer take them."""
-INITIALIZERS_NEED_NO_INPUT = 4
-"""From this IR version on, a caller may replace an initializer that is listed as an input; before, it had to be listed."""
 
 Step = tuple[str, int, int]
 """An operator, its old version and its new version."""
@@ -113,7 +112,7 @@ def _steps(model: ir.Model, graph: ir.Graph, old: int, new: int) -> list[tuple[i
             elif not is_wider(op_type, step[1], version):
                 hint = f"This node can be brought to opset {version - 1}." if version - 1 > old else None
                 what = f"there is no rule that brings {op_type} from version {step[1]} to {version}"
-                raise ModelError(what, where=f"node {_name(node)!r}", hint=hint)
+                raise ModelError(what, where=f"node {site(node)!r}", hint=hint)
         if steps:
             found.append((node, steps))
     return found
@@ -125,7 +124,7 @@ def _upgrade(node: ir.Node, steps: Sequence[Step], known: shapes.Facts, names: s
     Raises:
         ModelError: A rule refused.
     """
-    done, name = [], _name(node)
+    done, name = [], site(node)
     for step in steps:
         op_type, old, new = step
         try:
@@ -207,7 +206,3 @@ def is_wider(op_type: str, old: int, new: int) -> bool:
 
 def _required(parameter: defs.OpSchema.FormalParameter) -> bool:
     return parameter.option == defs.OpSchema.FormalParameterOption.Single
-
-
-def _name(node: ir.Node) -> str:
-    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)

@@ -28,6 +28,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt.contracts import Change, Context, Pass, PassOptions
+from graphopt.graphs import site
 from graphopt.model import weight_bytes
 from graphopt.shapes import infer
 
@@ -39,7 +40,7 @@ from .cse import merge_equal_nodes
 from .dead import remove_dead
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
-from .graph import Work, site
+from .graph import Work
 from .identity import remove_identities
 from .leftovers import drop_leftovers
 from .names import make_unambiguous

@@ -25,11 +25,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array, Change
+from graphopt.graphs import constant, site
 from graphopt.shapes import subgraphs
 
 from .dims import Dim, Poly
 from .follow import Dims, sliced
-from .graph import Root, Work, can_replace, constant, output_position, put_constant, remove, replace, site
+from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
 from .symbolic import INTEGERS, Symbolic, slice_of
 
 _FIRST_SHAPE_WITH_BOUNDS = 15

@@ -12,8 +12,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant_tensor
 
-from .graph import Work, constant_tensor, put_constant, remove
+from .graph import Work, put_constant, remove
 
 
 def lift_constants(work: Work) -> list[Change]:

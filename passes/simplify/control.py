@@ -23,10 +23,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 from graphopt.model import nodes as all_nodes
 from graphopt.shapes import defined
 
-from .graph import Root, Work, can_replace, constant, output_position, remove, replace, site
+from .graph import Root, Work, can_replace, output_position, remove, replace
 from .names import own
 
 _FIRST_AXES_INPUT = 13

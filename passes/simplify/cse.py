@@ -22,10 +22,11 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import site
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
-from .graph import Work, can_replace, remove, replace, site
+from .graph import Work, can_replace, remove, replace
 
 _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}

@@ -16,9 +16,10 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import annotated_names, site
 from graphopt.shapes import subgraphs
 
-from .graph import Work, annotated_names, remove, site
+from .graph import Work, remove
 
 _WITHOUT_EFFECTS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 _OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1, "MaxPool": 1, "RNN": 0}

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import annotated_names
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
-from .graph import Work, annotated_names
+from .graph import Work
 from .moved import MovedTensor
 
 _PREFIX_BYTES = 4096

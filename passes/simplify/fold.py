@@ -23,13 +23,14 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import annotated_names, constant, is_overridable, site
 from graphopt.model import weight_bytes
 from graphopt.model.weights import tensor_bytes
 
 from . import growth
 from .dead import remove_initializers
 from .evaluate import COMPUTES, LOWEST_OPSET, MOVES, Refused, accepts, bound, evaluate, output_types
-from .graph import Root, Work, annotated_names, constant, is_overridable, output_position, put_constant, remove, site
+from .graph import Root, Work, output_position, put_constant, remove
 from .moved import MOST_MOVES, MovedTensor
 
 _LARGE_BYTES = 1 << 20

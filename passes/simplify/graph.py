@@ -12,18 +12,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, site
 from graphopt.shapes import Facts, defined, subgraphs
-
-INITIALIZERS_NEED_NO_INPUT = 4
-"""From this IR version on, an initializer need not be listed as an input of its graph."""
-
-_ANNOTATION = "quant_parameter_tensor_names"
-_CONSTANT_NUMBERS = {
-    "value_float": ir.DataType.FLOAT,
-    "value_floats": ir.DataType.FLOAT,
-    "value_int": ir.DataType.INT64,
-    "value_ints": ir.DataType.INT64,
-}
 
 
 @dataclass(frozen=True)
@@ -99,48 +89,6 @@ class Work:
         """Whether a tensor has the type and the dimensions that are known of a value."""
         dtype, dims = self.dtype(value), self.dims(value)
         return dtype in {None, tensor.dtype} and (dims is None or dims == tuple(tensor.shape.numpy()))
-
-
-def site(node: ir.Node) -> str:
-    """What a user can find the node by: its name, or that of its first output."""
-    return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor that a value always has: an initializer that no caller can override, or what a Constant node gives."""
-    if value is None:
-        return None
-    if value.is_initializer():
-        return None if value.is_graph_input() else value.const_value
-    producer = value.producer()
-    return constant_tensor(producer) if producer is not None else None
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node; None for other nodes, sparse tensors, and constants given by a function's attribute."""
-    if node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
-        return None
-    attribute = next(iter(node.attributes.values()))
-    if attribute.is_ref():
-        return None
-    value, dtype = attribute.value, _CONSTANT_NUMBERS.get(attribute.name)
-    if dtype is None:
-        return attribute.as_tensor() if attribute.name == "value" else None
-    return ir.tensor(list(value) if isinstance(value, tuple) else value, dtype)
-
-
-def is_overridable(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer that a caller may replace, because it is listed as an input too."""
-    return value is not None and value.is_initializer() and value.is_graph_input()
-
-
-def annotated_names(model: ir.Model) -> set[str]:
-    """Names of initializers that quantization annotations refer to: used, though by no node."""
-    names: set[str] = set()
-    for graph in model.graphs():
-        for value in defined(graph):
-            names.update(value.meta.get(_ANNOTATION, {}).values())
-    return names
 
 
 def output_position(value: ir.Value) -> int | None:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt.graphs import constant
 from graphopt.model.weights import tensor_bytes
-
-from .graph import constant
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant, site
 
-from .graph import Root, Work, can_replace, constant, remove, replace, site
+from .graph import Root, Work, can_replace, remove, replace
 
 _FIRST_INFERENCE_DROPOUT = 7
 

@@ -27,11 +27,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant
 
 from .collapse import Collapse, has_one_place
 from .dims import Dim, product
 from .follow import Dims, sliced
-from .graph import Work, constant
+from .graph import Work
 from .symbolic import INTEGERS, Symbolic, slice_of
 
 _SMALL = 4096

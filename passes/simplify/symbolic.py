@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array
+from graphopt.graphs import constant
 
 from .dims import Dim, Poly, TooLongError, are_equal, is_nonnegative, larger, product, quotient, remainder, smaller, symbol
-from .graph import Root, Work, constant
+from .graph import Root, Work
 
 MOST_ELEMENTS = 64
 """Tensors up to this size are followed; shapes are never longer."""

@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
+from graphopt.graphs import constant
 from graphopt.shapes import subgraphs
 
 from .collapse import Collapse, has_one_place
-from .graph import Root, Work, constant
+from .graph import Root, Work
 from .symbolic import Symbolic
 
 _SMALL = 1 << 16
