@@ -53,7 +53,7 @@ def run(command: Sequence[object], env: dict[str, str] | None = None) -> Ran:
 
 def graphopt(*arguments: object) -> Ran:
     """Run the graphopt command line of this environment."""
-    return run([sys.executable, "-m", "graphopt", *arguments])
+    return run([sys.executable, "-P", "-m", "graphopt", *arguments])
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
