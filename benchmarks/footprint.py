@@ -19,7 +19,7 @@ def main() -> None:
     assert all(ran.returncode == 0 for ran in helps)
     help_seconds = statistics.median(ran.cpu_seconds for ran in helps)
     loaded = common.run(
-        [sys.executable, "-c", f"import graphopt, sys; print([m for m in {HEAVY!r} if m in sys.modules])"]
+        [sys.executable, "-P", "-c", f"import graphopt, sys; print([m for m in {HEAVY!r} if m in sys.modules])"]
     ).stdout.strip()
     with tempfile.TemporaryDirectory() as temporary:
         megabytes = installed_megabytes(Path(temporary))

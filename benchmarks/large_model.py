@@ -100,7 +100,7 @@ def measure(folder: Path, gigabytes: float) -> dict[str, dict[str, float]]:
         "load, save": ["-c", LOAD_AND_SAVE.format(**names)],
         "load, check, save": ["-c", CHECK_TOO.format(**names)],
         "`graphopt optimize --verify off --timing off`": [
-            *("-m", "graphopt", "optimize", source, "-o", out, "--verify", "off", "--timing", "off")
+            *("-P", "-m", "graphopt", "optimize", source, "-o", out, "--verify", "off", "--timing", "off")
         ],
         "onnxruntime: load, run once": ["-c", RUN.format(**names)],
     }
