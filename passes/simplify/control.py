@@ -137,13 +137,24 @@ def _if(root: Root, node: ir.Node, names: _Names) -> str | None:
         return None
     chosen = "then_branch" if condition.numpy().item() else "else_branch"
     branch = node.attributes[chosen]
-    if any(use.node.op_type == "Range" for output in node.outputs for use in output.uses()):
-        return None  # Range takes numbers; runtimes take a list of one only while inference cannot see that it is one
     if branch.is_ref() or not _has_places(root, node, branch.as_graph()):
         return None
     results = _move(root, node, branch.as_graph(), {}, names)
+    _give_numbers_to_range(root, node, results)
     _put(root, node, results)
     return f"its condition is constant: it always takes the {chosen.replace('_', ' ')}"
+
+
+def _give_numbers_to_range(root: Root, node: ir.Node, results: Sequence[ir.Value]) -> None:
+    """Let each Range that reads an output of ``node`` read a number.
+
+    It takes nothing else by the standard, but runtimes let a list of one pass while inference cannot see that it is one:
+
+        Range(a, If(...), b)   ->   Range(a, Squeeze(result), b)
+    """
+    for output, result in zip(node.outputs, results, strict=True):
+        for use in [use for use in output.uses() if use.node.op_type == "Range"]:
+            use.node.replace_input_with(use.idx, _insert(root, node, "Squeeze", [result]))
 
 
 def _loop(root: Root, node: ir.Node, names: _Names) -> str | None:

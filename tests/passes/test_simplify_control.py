@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from helpers import from_text
+from helpers import from_text, run
 from simplifying import operators, simplified, simplify
 
 X = np.arange(-4, 4, dtype=np.float32).reshape(2, 4)
@@ -182,3 +182,16 @@ def test_an_excluded_call_stays_a_call():
     """)
     assert operators(simplified(model, *FEEDS, exclude=["call"])) == ["Relu", "f"]
     assert operators(simplified(model, *FEEDS)) == ["Relu", "Neg", "Tanh"]
+
+
+def test_range_is_given_a_number_where_a_branch_gives_a_list_of_one() -> None:
+    model = from_text("""g (float[N] x) => (int64[M] r, float[N] y) <int64 zero = {0}, int64 one = {1}, bool yes = {1}> {
+        d = If (yes) <
+            then_branch = t () => (int64[K] a) { v = Constant <value = int64[1] {4}> ()  a = Identity(v) },
+            else_branch = e () => (int64[K] b) { w = Constant <value = int64[1] {7}> ()  b = Identity(w) }
+        >
+        r = Range(zero, d, one)
+        y = Neg(x)
+    }""")
+    result = simplified(model, fold=False)
+    assert run(result, {"x": np.ones(2, np.float32)})["r"].tolist() == [0, 1, 2, 3]
