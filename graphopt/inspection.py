@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from . import model
+from . import model, targets
 from .contracts import TensorSpec
 from .cost import node_macs, total_macs
+from .errors import GraphoptError
 from .graphs import site
 from .model.weights import places, tensor_bytes
 from .report.schema import ModelFacts
@@ -26,6 +27,33 @@ class NodeFacts:
     macs: int | None
     parameters: int
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a target runs a model here, and which provider takes how many nodes.
+
+    ``left_behind`` names the nodes (name, operator, provider) that do not run where the target wants them.
+    """
+
+    target: str
+    available: bool
+    why: str
+    nodes: Mapping[str, int]
+    left_behind: Sequence[tuple[str, str, str]]
+
+
+def support(path: Path) -> list[Support]:
+    """Ask every target that ships with graphopt, by loading the file on those that run here."""
+    found = []
+    for target in map(targets.load, targets.names()):
+        try:
+            partition = targets.runtime(target).partition(path, target)
+        except GraphoptError as error:
+            found.append(Support(target.name, False, error.what, {}, ()))
+        else:
+            found.append(Support(target.name, True, "", dict(partition.nodes), tuple(partition.left_behind)))
+    return found
 
 
 def facts(loaded: ir.Model, path: Path, name: Path | None = None, dims: Mapping[str, int] | None = None) -> ModelFacts:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
+
+if TYPE_CHECKING:
+    from graphopt.baseline import Regression
+    from graphopt.benching import Measured
 
 
 @click.command(short_help="Latency; baselines and the regression gate for CI.")
@@ -107,7 +112,7 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from None
 
 
-def _show(rows: list, saved: Path | None) -> None:  # type: ignore[type-arg]
+def _show(rows: list[Measured], saved: Path | None) -> None:
     from graphopt.report import units
 
     from .output import console, table
@@ -115,23 +120,23 @@ def _show(rows: list, saved: Path | None) -> None:  # type: ignore[type-arg]
     out = console()
     cells = []
     for row in rows:
-        if row.error is not None:
-            cells.append((row.model, row.target, "failed", "", "", "", ""))
-            continue
-        figures = [units.milliseconds(value).text for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
-        cells.append((row.model, row.target, *figures, f"{row.runs_per_second:,.1f}", units.milliseconds(row.load_ms).text))
-    out.print(table(("model", "target", "p50", "p90", "p99", "runs/s", "load"), cells, numbers_from=2))
+        times = [
+            units.milliseconds(value).text for value in (row.p50_ms, row.p90_ms, row.p99_ms, row.load_ms) if value is not None
+        ]
+        rate = "" if row.runs_per_second is None else f"{row.runs_per_second:,.1f}"
+        cells.append((row.model, row.target, *(times or ["failed", "", "", ""]), rate))
+    out.print(table(("model", "target", "p50", "p90", "p99", "load", "runs/s"), cells, numbers_from=2))
     for row in rows:
         if row.error is not None:
             out.print(f"{row.model} on {row.target}: {row.error}", markup=False, soft_wrap=True)
-    clocks = {f"{row.clock} time, {row.threads} thread{'s' if row.threads > 1 else ''}" for row in rows if row.error is None}
+    clocks = {f"{row.clock} time, {row.threads} thread{'s' if row.threads != 1 else ''}" for row in rows if row.error is None}
     if clocks:
         out.print(f"One sample a run; {' and '.join(sorted(clocks))}.", markup=False)
     if saved is not None:
         out.print(f"Saved to {saved}. Keep the model files: a later run is timed against them.", markup=False, soft_wrap=True)
 
 
-def _show_gate(results: list) -> None:  # type: ignore[type-arg]
+def _show_gate(results: list[Regression]) -> None:
     from graphopt.report import units
 
     from .output import console, table

@@ -25,8 +25,7 @@ def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
     graphopt inspect model.onnx
     graphopt inspect model.onnx --top 30 --dim T=128 --json
     """
-    from graphopt import inspection, model, registry, targets
-    from graphopt.errors import GraphoptError
+    from graphopt import inspection, model
     from graphopt.report import units
 
     from .output import console, print_json, table
@@ -34,24 +33,11 @@ def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
     loaded = model.load(path)
     facts = inspection.facts(loaded, path, dims=dims)
     heavy = inspection.heaviest(loaded, top, dims)
-    support = []
-    for name in targets.names():
-        target = targets.load(name)
-        runtime = registry.runtime(target.runtime)
-        here = runtime.availability(target)
-        row: dict[str, object] = {"target": name, "available": here.ok, "why": here.why, "nodes": {}, "left_behind": []}
-        if here.ok:
-            try:
-                partition = runtime.partition(path, target)
-                row |= {"nodes": dict(partition.nodes), "left_behind": [list(each) for each in partition.left_behind]}
-            except GraphoptError as error:
-                row |= {"available": False, "why": error.what}
-        support.append(row)
+    support = inspection.support(path)
     notes: list[str] = loaded.meta.get("graphopt.notes", [])
     if json_:
-        print_json(
-            {**facts.model_dump(mode="json"), "heaviest": [asdict(row) for row in heavy], "targets": support, "notes": notes}
-        )
+        more = {"heaviest": [asdict(row) for row in heavy], "targets": [asdict(each) for each in support], "notes": notes}
+        print_json({**facts.model_dump(mode="json"), **more})
         return
     out = console()
     lines = [
@@ -82,11 +68,11 @@ def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
     out.print(table(("heaviest nodes", "operator", "MACs", "parameters", "weights"), rows, numbers_from=2))
     taken = [
         (
-            str(row["target"]),
-            "yes" if row["available"] else f"no: {row['why']}",
-            ", ".join(f"{provider} {number}" for provider, number in dict(row["nodes"]).items()),  # type: ignore[call-overload]
+            each.target,
+            "yes" if each.available else f"no: {each.why}",
+            ", ".join(f"{provider} {number}" for provider, number in each.nodes.items()),
         )
-        for row in support
+        for each in support
     ]
     out.print(table(("target", "runs it", "nodes by provider"), taken, numbers_from=3))
     for note in notes:
