@@ -47,7 +47,8 @@ def load_callable(text: str, error: type[GraphoptError] = UsageError) -> Callabl
         raise error(f"importing {module_name!r} failed: {_named(problem)}", where=text, hint=hint) from problem
     found = getattr(module, name, None)
     if callable(found):
-        return found  # type: ignore[no-any-return]
+        function: Callable[..., Any] = found
+        return function
     near = difflib.get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], n=1)
     what = "is not a function" if hasattr(module, name) else "does not exist"
     raise error(

@@ -233,7 +233,8 @@ _RULES: dict[tuple[str, str], _Rule] = {
 }
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 _NOT_COUNTED = frozenset(
-    "Attention CausalConvWithState GroupQueryAttention LinearAttention MoE MultiHeadAttention QAttention QGemm QMoE".split()  # noqa: SIM905
+    {"Attention", "CausalConvWithState", "GroupQueryAttention", "LinearAttention", "MoE", "MultiHeadAttention"}
+    | {"QAttention", "QGemm", "QMoE"}
 )
 """Operators that contract but have no rule."""
 

@@ -7,19 +7,41 @@ One ``Evidence`` serves a whole run: the original's session stays open and its o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from . import evaluate, timing
-from .contracts import NodeTime, Progress, Runtime, Session, SessionOptions
+from .contracts import Array, NodeTime, Progress, Runtime, Session, SessionOptions
 from .dataset import Dataset
 from .errors import ModelError
 from .metrics import MetricFactory
 from .report.schema import MetricRow, OperatorTime, OutputDivergence, Timing, Validation
 from .targets import Target
+
+
+class Unusable(Exception):  # noqa: N818 - it says what happened, and is caught by the one who asked
+    """A candidate cannot be loaded, or cannot run data that the original runs; the message says why."""
+
+
+class _Candidate(Session):
+    """A session of a candidate; what it cannot run is told apart from what the original cannot run."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.provider, self.clock, self.threads = session.provider, session.clock, session.threads
+        self.load_seconds, self.inputs, self.outputs = session.load_seconds, session.inputs, session.outputs
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return self._session.run(feed)
+        except ModelError as error:
+            raise Unusable(f"the target cannot run the result: {error.what}") from error
+
+    def close(self) -> None:
+        self._session.close()
 
 
 @dataclass(frozen=True)
@@ -43,16 +65,23 @@ class Evidence:
         """Open a file on the target."""
         return self.runtime.open(path, self.target, SessionOptions(threads=self.target.threads))
 
+    def open_candidate(self, path: Path) -> Session:
+        """Open a result; when it cannot be loaded or run, that is ``Unusable``, not a ModelError."""
+        try:
+            return _Candidate(self.open(path))
+        except ModelError as error:
+            raise Unusable(f"the target cannot load the result: {error.what}") from error
+
     def refused(self, candidate: Path) -> str | None:
         """Why the target cannot load the file; None when it can."""
         try:
-            self.open(candidate).close()
-        except ModelError as error:
-            return f"the target cannot load the result: {error.what}"
+            self.open_candidate(candidate).close()
+        except Unusable as error:
+            return str(error)
         return None
 
-    def differences(self, candidate: Path, before: Path | None, samples: int) -> list[str]:
-        """The outputs of a lossless pass's result that are not what they were, on the first samples.
+    def differences(self, candidate: Path, before: Path | None, samples: int) -> str | None:
+        """Why the result of a lossless pass is not what it was, on the first samples; None when it is.
 
         Args:
             candidate: The model after the pass.
@@ -60,26 +89,36 @@ class Evidence:
             samples: How many samples to compare.
         """
         data = self.data.first(samples)
-        with self.open(candidate) as session:
-            if before is None:
-                reference = evaluate.Reference(self.reference.session, data)
-                found = evaluate.compare(reference, session, data, progress=self.progress)
-            else:
-                with self.open(before) as previous:
-                    found = evaluate.compare(previous, session, data, progress=self.progress)
-            return evaluate.problems(found, session.outputs)
+        try:
+            with self.open_candidate(candidate) as session:
+                if before is None:
+                    reference = evaluate.Reference(self.reference.session, data)
+                    found = evaluate.compare(reference, session, data, progress=self.progress)
+                else:
+                    with self.open(before) as previous:
+                        found = evaluate.compare(previous, session, data, progress=self.progress)
+                problems = evaluate.problems(found, session.outputs)
+        except Unusable as error:
+            return str(error)
+        return f"the outputs changed: {'; '.join(problems)}" if problems else None
 
     def over_budget(self, candidate: Path) -> str | None:
         """Why a lossy candidate costs too much on all samples; None when it is within the budget."""
-        with self.open(candidate) as session:
-            found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+        try:
+            with self.open_candidate(candidate) as session:
+                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+        except Unusable as error:
+            return str(error)
         return self._over_budget(found)
 
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""
-        with self.open(candidate) as session:
-            found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
-            problems = [] if self.lossy else evaluate.problems(found, session.outputs)
+        try:
+            with self.open_candidate(candidate) as session:
+                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+                problems = [] if self.lossy else evaluate.problems(found, session.outputs)
+        except Unusable as error:
+            found, problems = evaluate.Evaluation(0, {}, None), [str(error)]
         if (over := self._over_budget(found)) is not None and over not in problems:
             problems.append(over)
         return Validation(

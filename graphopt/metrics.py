@@ -424,7 +424,11 @@ class _Collected(Metric):
         return number
 
     def _joined(self, parts: list[Array]) -> Array:
-        return call(np.concatenate, self.where, UsageError, parts)  # type: ignore[no-any-return]
+        try:
+            return np.concatenate(parts)
+        except ValueError as error:
+            hint = "Samples of one size can be joined; or use a metric that goes sample by sample."
+            raise DataError(f"what the samples give cannot be joined: {error}", where=self.where, hint=hint) from None
 
 
 _METRICS: Mapping[str, tuple[Callable[[], Metric], bool, bool]] = {

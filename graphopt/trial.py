@@ -83,9 +83,10 @@ class Trial:
         if not any(change.done for change in changes):
             return Outcome(True, "nothing to change", changes)
         problem = self._write(before, candidate, path, narrower=rewrite.changes_signature)
-        if problem is None and self.evidence is not None and self.verify:
-            found = self.evidence.differences(path, before.path if before.lossy else None, CHECK_SAMPLES)
-            problem = f"the outputs changed: {'; '.join(found)}" if found else None
+        if problem is None and self.evidence is not None:
+            earlier = before.path if before.lossy else None
+            evidence = self.evidence
+            problem = evidence.differences(path, earlier, CHECK_SAMPLES) if self.verify else evidence.refused(path)
         if problem is not None:
             return Outcome(False, problem, changes)
         why = "the outputs agree with the model before" if self.verify else "not compared (--verify off)"
@@ -112,7 +113,7 @@ class Trial:
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
 
     def _write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
-        """Check a candidate, write it, and see whether the target loads it; what is wrong with it, if anything.
+        """Check a candidate and write it; what is wrong with it, if anything.
 
         With ``narrower`` it may take fewer shapes than the model before.
         """
@@ -125,7 +126,7 @@ class Trial:
         except ModelError as error:
             return f"the result is not valid: {error.what}"
         model.save(candidate, path, self.external_data)
-        return self.evidence.refused(path) if self.evidence is not None else None
+        return None
 
 
 def is_narrowed(old: Sequence[TensorSpec], new: Sequence[TensorSpec]) -> bool:

@@ -116,6 +116,27 @@ class Magic(Pass):
         return [Change("relu1", "made magic", "to be caught")]
 
 
+class Later(Pass):
+    """Valid ONNX that loads, and fails when it runs: a Reshape that fits no batch."""
+    name = "later"
+    summary = "fail at run time"
+
+    def apply(self, model, context):
+        [relu] = [node for node in model.graph if node.name == "relu1"]
+        shape = ir.Value(name="shape", const_value=ir.tensor(np.array([-1, 8, 8, 7], np.int64), name="shape"))
+        model.graph.register_initializer(shape)
+        old = relu.outputs[0]
+        uses = [*old.uses()]
+        dynamic = ir.node("Identity", [shape], name="hidden")
+        there = ir.node("Reshape", [old, dynamic.outputs[0]], name="there")
+        like = ir.node("Shape", [old], name="like")
+        back = ir.node("Reshape", [there.outputs[0], like.outputs[0]], name="back")
+        model.graph.insert_after(relu, [dynamic, there, like, back])
+        for use in uses:
+            use.node.replace_input_with(use.idx, back.outputs[0])
+        return [Change("relu1", "reshaped", "to be caught")]
+
+
 class Sleep(Pass):
     """Changes nothing, and takes long when the environment says so."""
     name = "sleep"
@@ -140,6 +161,7 @@ coarse = third_party:Coarse
 wrong = third_party:Wrong
 crash = third_party:Crash
 magic = third_party:Magic
+later = third_party:Later
 sleep = third_party:Sleep
 slow = third_party:Slow
 bloat = third_party:Bloat
@@ -230,6 +252,7 @@ def test_a_lossy_recipe_without_data_is_refused(third_party: dict[str, str], tmp
         ("wrong", "the outputs changed: "),
         ("crash", "ZeroDivisionError: on purpose"),
         ("magic", "the target cannot load the result"),
+        ("later", "the target cannot run the result"),
     ],
 )
 def test_a_pass_that_does_wrong_is_undone_and_named(
@@ -291,7 +314,7 @@ def test_a_pass_that_does_not_pay_is_undone_and_what_pays_is_kept(
     assert not (tmp_path / "alone.onnx").exists()
 
 
-def test_the_goal_size_keeps_what_is_slower_but_not_what_is_larger(third_party: dict[str, str], tmp_path: Path) -> None:
+def test_the_goal_size_refuses_a_larger_file(third_party: dict[str, str], tmp_path: Path) -> None:
     source = write(small_cnn(channels=32), tmp_path / "m.onnx")
     mine = with_recipe(tmp_path, "slow")
     done = optimize(source, tmp_path / "out.onnx", "--recipe", mine, "--goal", "size", env=third_party)

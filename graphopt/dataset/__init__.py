@@ -177,13 +177,13 @@ def batch_spans(
     Raises:
         DataError: The inputs have different fixed batch sizes, or there are fewer samples than one batch takes.
     """
-    fixed = {dim for spec in specs if spec.shape and is_fixed(dim := spec.shape[0])}
+    fixed = {dim for dim in (spec.shape[0] for spec in specs if spec.shape) if is_fixed(dim)}
     if len(fixed) > 1:
         first = ", ".join(f"{spec.name!r} {shape_text(spec.shape)}" for spec in specs)
         raise DataError(
             f"the first axes of the inputs differ ({first}), so they do not count samples", where=where, hint=EXTRA_AXIS
         )
-    size = int(next(iter(fixed))) if fixed else batch_size  # type: ignore[arg-type]
+    size = next(iter(fixed), batch_size)
     whole = samples - samples % size if fixed else samples
     if whole == 0:
         raise DataError(f"{samples} samples do not fill one batch: the model takes {size} at a time", where=where)

@@ -199,7 +199,8 @@ def _feed(specs: Sequence[TensorSpec], sizes: Mapping[str, int], uses: Mapping[s
     rng = np.random.default_rng(seed)
     feed: Feed = {}
     for spec in specs:
-        shape = tuple(sizes[key] if (key := _key(spec, axis, dim)) else int(dim) for axis, dim in enumerate(spec.shape or ()))  # type: ignore[arg-type]
+        keys = (dim if is_fixed(dim) else _key(spec, axis, dim) for axis, dim in enumerate(spec.shape or ()))
+        shape = tuple(key if isinstance(key, int) else sizes[key or ""] for key in keys)
         feed[spec.name] = _values(spec, shape, uses.get(spec.name), rng)
     return feed
 

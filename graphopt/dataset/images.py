@@ -205,7 +205,8 @@ def _decide(spec: TensorSpec, given: ImageOptions, where: str) -> tuple[_Recipe,
     place = f"{where}, input {spec.name!r}"
     if len(shape) != 4 or spec.dtype.kind not in "fiu":
         raise DataError(f"the model takes {spec.dtype} {shape_text(shape)}, which is no batch of images", where=place)
-    fitting: tuple[Layout, ...] = tuple(layout for layout, axis in (("nchw", 1), ("nhwc", 3)) if shape[axis] in (1, 3))  # type: ignore[misc]
+    axes: dict[Layout, int] = {"nchw": 1, "nhwc": 3}
+    fitting = [layout for layout, axis in axes.items() if shape[axis] in (1, 3)]
     layout = given.layout or (fitting[0] if fitting else None)
     if layout is None and not any(is_fixed(shape[axis]) for axis in (1, 3)):
         layout = "nchw"

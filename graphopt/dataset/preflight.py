@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def symbol(dim: Dim) -> str | None:
     return dim if isinstance(dim, str) and dim not in _ANONYMOUS else None
 
 
-def is_fixed(dim: Dim) -> bool:
+def is_fixed(dim: Dim) -> TypeGuard[int]:
     """Whether the model fixes the size."""
     return isinstance(dim, int) and dim >= 0
 

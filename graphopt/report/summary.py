@@ -147,7 +147,8 @@ def clock(timing: Timing) -> str:
 
 def latency_trend(timing: Timing) -> Trend:
     """Whether the timing's verdict is good news."""
-    return {"faster": "better", "same": "same", "slower": "worse"}[timing.verdict]  # type: ignore[return-value]
+    trends: dict[str, Trend] = {"faster": "better", "same": "same", "slower": "worse"}
+    return trends[timing.verdict]
 
 
 def metric_trend(metric: MetricRow, max_drop: float | None) -> Trend:
@@ -182,7 +183,7 @@ def _quality(validation: Validation) -> Headline:
         detail = f"{shown}, {_samples(validation)}"
         return Headline(f"Metric: {metric.name}", metric_change(metric), detail, metric_trend(metric, validation.max_drop))
     trend: Trend = "same" if validation.passed else "worse"
-    if all(math.isinf(o.sqnr_db) and o.sqnr_db > 0 for o in outputs.values()):
+    if validation.passed and all(math.isinf(o.sqnr_db) and o.sqnr_db > 0 for o in outputs.values()):
         return Headline("Outputs", "identical", _samples(validation), trend)
     (_, worst), *_ = worst_first(validation)
     figure = "agree" if validation.passed else "differ"

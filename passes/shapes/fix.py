@@ -10,7 +10,7 @@ make constant is for ``simplify`` to find.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import onnx_ir as ir
 from pydantic import ConfigDict, Field
@@ -81,7 +81,7 @@ def _chosen(model: ir.Model, given: Mapping[str, int]) -> tuple[dict[str, int], 
             dynamic = {_symbol(dim) or place for place, (_, _, dim) in dims.items() if not _is_fixed(dim)}
             raise unknown_name("dynamic dimension", name, dynamic | symbols)
         if _is_fixed(dim):
-            if int(dim) != size:  # type: ignore[arg-type]
+            if dim != size:
                 raise UsageError(f"this dimension is {dim} already", where=f"shapes.fix.{name}={size}")
             continue
         key = name if name in symbols else _symbol(dim)
@@ -125,7 +125,7 @@ def _output_shapes(model: ir.Model) -> list[ir.Shape | None]:
     return [known[output].shape if output in known else None for output in bare.graph.outputs]
 
 
-def _is_fixed(dim: int | ir.SymbolicDim | None) -> bool:
+def _is_fixed(dim: int | ir.SymbolicDim | None) -> TypeGuard[int]:
     return isinstance(dim, int) and dim >= 0
 
 

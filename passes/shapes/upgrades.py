@@ -275,10 +275,12 @@ def _resize_11(site: Site) -> bool:
         raise Refused("its attribute 'mode' is a parameter of the function")
     nearest = mode is None or mode.as_string() == "nearest"
     scales = node.inputs[1]
-    values = None if scales is None or scales.is_graph_input() else ir.convenience.get_const_tensor(scales)
+    if scales is None:
+        raise Refused("it has no scales")
+    values = None if scales.is_graph_input() else ir.convenience.get_const_tensor(scales)
     if nearest and (values is None or values.numpy().min() < 1):
         raise Refused("it takes the nearest value and may shrink, which version 10 does not define")
-    site.put_input(2, scales)  # type: ignore[arg-type]
+    site.put_input(2, scales)
     site.put_input(1, site.constant(np.zeros(0, np.float32)))
     node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
     if nearest:

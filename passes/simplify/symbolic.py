@@ -213,7 +213,7 @@ def slice_of(known: Symbolic, node: ir.Node) -> dict[int, tuple[Dim, Dim, int]] 
         return None
     axes = [*range(len(starts))] if axes is None else [axis % len(dims) if dims else 0 for axis in axes]
     steps = [1] * len(starts) if steps is None else steps
-    return {a: window for a, *window in zip(axes, starts, ends, steps, strict=True)}  # type: ignore[misc]
+    return {a: (start, end, step) for a, start, end, step in zip(axes, starts, ends, steps, strict=True)}
 
 
 def _concat(known: Symbolic, node: ir.Node) -> Array | None:
