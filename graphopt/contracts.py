@@ -78,9 +78,24 @@ class Site:
     op_type: str
     settings: tuple[Setting, ...]
     why: str = ""
+    nodes: tuple[str, ...] = ()
+    """Names of the model's nodes that the site covers; measured times are attributed by them."""
 
 
 Plan: TypeAlias = Mapping[Site, Setting]
+
+
+@dataclass(frozen=True)
+class Border:
+    """A value of ``elements`` numbers per run passes from ``a``'s operator to ``b``'s (None: something that is no site).
+
+    Where the two have different settings the value must be converted, which costs time.
+    """
+
+    a: Site | None
+    b: Site | None
+    elements: int
+
 
 
 class Need(enum.Enum):
@@ -172,6 +187,11 @@ class LossyPass(BasePass):
     @abc.abstractmethod
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Rewrite ``model`` in place as planned; sites that are not in ``plan`` are left alone."""
+
+    def borders(self, model: ir.Model, sites: Sequence[Site]) -> Sequence[Border]:
+        """The values that pass between sites, where neighbours with different settings must convert them; none by default."""
+        del model, sites
+        return ()
 
 
 # -------------------------------------------------------------------------------------------------------------- runtimes
