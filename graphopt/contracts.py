@@ -97,7 +97,6 @@ class Border:
     elements: int
 
 
-
 class Need(enum.Enum):
     """What a pass cannot do without; the core refuses to start when the user did not give it."""
 
