@@ -89,6 +89,12 @@ class Dataset:
             kept.append((self.spans[len(kept)][0], samples))
         return replace(self, spans=tuple(kept) or self.spans[:1])
 
+    def batched(self, size: int) -> Dataset:
+        """The same samples in batches of ``size``; as it is where batches cannot be cut."""
+        if not self.splittable:
+            return self
+        return replace(self, spans=tuple((start, min(start + size, self.size)) for start in range(0, self.size, size)))
+
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield batches in order, of the first ``limit`` samples only if that is given.
 

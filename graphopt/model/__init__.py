@@ -20,6 +20,7 @@ from graphopt.errors import ModelError
 
 from . import checker
 from .external import DataFiles, FileTensor
+from .fingerprint import fingerprint
 from .reading import locations, read, root_cause
 from .saving import ExternalData, Saved, move, save
 from .validate import validate
@@ -35,6 +36,7 @@ __all__ = [
     "count_nodes",
     "file_bytes",
     "file_sha256",
+    "fingerprint",
     "input_specs",
     "load",
     "move",

@@ -1,0 +1,130 @@
+"""Observing what values a model computes on data: one streaming run for any number of observers, in memory of a fixed size.
+
+A pass declares what it wants to know, by value and observer (``collectors``); ``collect`` makes these values outputs of a clone
+of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next run.
+
+    ranges = context.observe(model, {"conv1_out": [MinMax(), ChannelMean()], "x": [Histogram()]})
+    low, high = ranges["conv1_out"][0].low, ranges["conv1_out"][0].high
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Array, Progress, Session, Silent
+from graphopt.dataset import Dataset
+from graphopt.errors import DataError
+
+from . import nonfinite, sweeps
+from .collectors import (
+    ChannelMean,
+    ChannelMoments,
+    ChannelRange,
+    ChannelRanges,
+    Collector,
+    Counts,
+    Histogram,
+    Keep,
+    Kept,
+    MinMax,
+    MovingAverage,
+    Observer,
+    Range,
+    Result,
+    Seen,
+)
+
+__all__ = [
+    "ChannelMean",
+    "ChannelMoments",
+    "ChannelRange",
+    "ChannelRanges",
+    "Collector",
+    "Counts",
+    "Histogram",
+    "Keep",
+    "Kept",
+    "MinMax",
+    "MovingAverage",
+    "Observer",
+    "Range",
+    "Result",
+    "Seen",
+    "collect",
+    "observable",
+]
+
+
+def observable(model: ir.Model) -> frozenset[str]:
+    """Names of the values that can be observed: float tensors that are inputs or computed in the main graph.
+
+    Values inside If, Loop and Scan and inside functions cannot become outputs, constants have nothing to observe, and a value
+    whose type is not known is left out.
+    """
+    return frozenset(sweeps.observable(model))
+
+
+def collect(
+    model: ir.Model,
+    wanted: Mapping[str, Sequence[Observer]],
+    *,
+    data: Dataset,
+    open_session: Callable[[ir.Model], Session],
+    progress: Progress | None = None,
+    samples: int | None = None,
+) -> dict[str, tuple[Result, ...]]:
+    """Run the model on the data and return what each observer found, by value, in the order of the observers.
+
+    Args:
+        model: The model; it stays as it is.
+        wanted: Observers by name of an observable value.
+        data: What to run on.
+        open_session: Opens a model; called once a sweep.
+        progress: Told each sample.
+        samples: Only the first so many.
+
+    Raises:
+        DataError: A sample is broken or holds NaN or infinity; a value is empty on all data.
+        ModelError: A value becomes NaN or infinite (the first node where it does is named), or the runtime failed.
+    """
+    data = data if samples is None else data.first(samples)
+    started = {name: {observer: observer.start() for observer in observers} for name, observers in wanted.items()}
+    names = [name for name, observers in started.items() if observers]
+    if names:
+        _stream(model, {name: [*started[name].values()] for name in names}, data, open_session, progress or Silent())
+    found = {name: {observer: made.result() for observer, made in makers.items()} for name, makers in started.items()}
+    return {name: tuple(found[name][observer] for observer in observers) for name, observers in wanted.items()}
+
+
+def _stream(
+    model: ir.Model,
+    collectors: Mapping[str, Sequence[Collector]],
+    data: Dataset,
+    open_session: Callable[[ir.Model], Session],
+    progress: Progress,
+) -> None:
+    planned = sweeps.plan(model, [*collectors], data)
+    never_seen = set(collectors)
+    with progress.stage("observing", total=data.size * len(planned.sweeps)) as step:
+        for names in planned.sweeps:
+            for start, batch, found in sweeps.run(model, names, planned, open_session):
+                for name, array in found.items():
+                    if array.size == 0:
+                        continue
+                    never_seen.discard(name)
+                    seen = Seen(_plain(array), batch.samples)
+                    if not (np.isfinite(seen.lows).all() and np.isfinite(seen.highs).all()):
+                        raise nonfinite.explain(model, name, start, batch, data, open_session)
+                    for collector in collectors[name]:
+                        collector.update(seen)
+                step(batch.samples)
+    if never_seen:
+        raise DataError(f"the value {min(never_seen)!r} has no elements on any sample, so it has no range", where=data.name)
+
+
+def _plain(array: Array) -> Array:
+    """The array as float32 or float64, in one piece of memory."""
+    return np.ascontiguousarray(array, np.float64 if array.dtype == np.float64 else np.float32)

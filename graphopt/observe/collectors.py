@@ -1,0 +1,382 @@
+"""What can be observed of a value while data stream by, in memory that does not grow with the samples.
+
+    MinMax          low = min x, high = max x                                        -> Range
+    MovingAverage   low <- m low + (1 - m) min x, likewise high, sample by sample    -> Range
+    Histogram       how often x falls into each of a few thousand equal bins         -> Counts
+    ChannelRange    min x and max x for each index of an axis                        -> ChannelRanges
+    ChannelMean     E x and E x^2 for each index of an axis                          -> ChannelMoments
+    Keep            the first samples themselves                                     -> Kept
+
+An observer is a description that can be compared and hashed; ``start`` makes the collector that does the work. What a
+collector finds does not depend on how the samples are cut into batches.
+
+**Histogram.** Bins are [k w, (k + 1) w) for integers k, so zero is always an edge. The width w starts at the first range seen
+divided by twice ``bins``; a value outside doubles it until all bins fit again, and neighbours are added up: one sweep, exact.
+Between ``bins`` and twice ``bins`` bins cover the range in the end.
+
+Of a sample with more than 2^14 elements every s-th is counted, from a start drawn for each sample, and counts as s. Each is
+then counted with the same probability 1/s, so the expected count of every bin is the true one, whatever the layout; s is
+coprime to the tensor's dimensions, so that the steps go through all channels, rows and columns evenly. N samples give 2^14 N
+elements: a share p of them is known to sqrt(p / (2^14 N)), so that with 16 samples a tail of 10^-4 is known to 20 % of itself,
+and a tail of 1 % to 2 %; which samples were chosen for calibration matters more. Extremes are taken over all elements.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+
+from graphopt.contracts import Array
+
+Result: TypeAlias = Any
+"""One of the frozen dataclasses of numbers and arrays below."""
+
+COUNTED = 1 << 14
+"""Elements of a tensor and sample that a histogram counts at most; about so many of a larger one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A value in one run of the model: ``values`` is the array as it comes, of float32 or float64, never empty."""
+
+    values: Array
+    samples: int
+
+    @cached_property
+    def rows(self) -> Array:
+        """[samples, elements]: the values of each sample; one row where the first axis does not count samples."""
+        split = self.values.ndim > 0 and len(self.values) % self.samples == 0
+        return self.values.reshape(self.samples if split else 1, -1)
+
+    @cached_property
+    def lows(self) -> Array:
+        """[samples]: each one's smallest value."""
+        return np.asarray(self.rows.min(axis=1))
+
+    @cached_property
+    def highs(self) -> Array:
+        """[samples]: each one's largest value."""
+        return np.asarray(self.rows.max(axis=1))
+
+
+class Collector(Protocol):
+    """Takes what is seen, run by run."""
+
+    def update(self, seen: Seen) -> None:
+        """Take the value of one run."""
+        ...
+
+    def result(self) -> Result:
+        """What all runs showed; called once, after one run at least."""
+        ...
+
+
+class Observer(Protocol):
+    """A description of what to find out; equal ones are collected once."""
+
+    gives: ClassVar[type[Result]]
+    """The class of the result."""
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values lie, or are taken to lie, in [low, high]."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A histogram: ``counts[i]`` (float64) values lie in [(first + i) width, (first + i + 1) width)."""
+
+    low: float
+    """The smallest value of all, exactly."""
+    high: float
+    """The largest value of all, exactly."""
+    width: float
+    first: int
+    counts: Array
+
+    @property
+    def edges(self) -> Array:
+        """[bins + 1], float64; zero is one of them."""
+        return (self.first + np.arange(len(self.counts) + 1)) * self.width
+
+    @property
+    def centres(self) -> Array:
+        """[bins], float64."""
+        return (self.first + 0.5 + np.arange(len(self.counts))) * self.width
+
+
+@dataclass(frozen=True)
+class ChannelRanges:
+    """Smallest and largest value of each channel: ``low`` and ``high`` are [C]."""
+
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Mean and mean square of each channel, [C], float64, over ``count`` values each."""
+
+    mean: Array
+    square: Array
+    count: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The value in the first runs, one array a run, as the model gave it."""
+
+    arrays: tuple[Array, ...]
+
+    def joined(self) -> Array:
+        """All runs along the first axis."""
+        return np.concatenate(self.arrays)
+
+
+# ------------------------------------------------------------------------------------------------------------- observers
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """The exact range."""
+
+    gives: ClassVar[type[Result]] = Range
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _MinMax()
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """The exponential moving average of each sample's range; a rare outlier moves it by 1 - ``momentum`` of itself."""
+
+    momentum: float = 0.9
+    gives: ClassVar[type[Result]] = Range
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _MovingAverage(self.momentum)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How the values are distributed, in ``bins`` bins at least."""
+
+    bins: int = 2048
+    gives: ClassVar[type[Result]] = Counts
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _Histogram(self.bins)
+
+
+@dataclass(frozen=True)
+class ChannelRange:
+    """The exact range of each index of ``axis``."""
+
+    axis: int = 1
+    gives: ClassVar[type[Result]] = ChannelRanges
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _ChannelRange(self.axis)
+
+
+@dataclass(frozen=True)
+class ChannelMean:
+    """Mean and mean square of each index of ``axis``."""
+
+    axis: int = 1
+    gives: ClassVar[type[Result]] = ChannelMoments
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _ChannelMean(self.axis)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The first ``samples`` samples, or fewer: only as many runs as fit into ``limit_bytes``, the first one in any case."""
+
+    samples: int
+    limit_bytes: int = 64 << 20
+    gives: ClassVar[type[Result]] = Kept
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _Keep(self.samples, self.limit_bytes)
+
+
+# ------------------------------------------------------------------------------------------------------------ collectors
+
+
+class _MinMax:
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+
+    def update(self, seen: Seen) -> None:
+        self.low = min(self.low, float(seen.lows.min()))
+        self.high = max(self.high, float(seen.highs.max()))
+
+    def result(self) -> Range:
+        return Range(self.low, self.high)
+
+
+class _MovingAverage:
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+        self.range: Array | None = None  # [2]
+
+    def update(self, seen: Seen) -> None:
+        for pair in np.stack([seen.lows, seen.highs], axis=1).astype(np.float64):
+            self.range = pair if self.range is None else self.momentum * self.range + (1 - self.momentum) * pair
+
+    def result(self) -> Range:
+        assert self.range is not None
+        return Range(*map(float, self.range))
+
+
+class _Histogram:
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.extremes = _MinMax()
+        self.random = np.random.default_rng(0)
+        self.width = 0.0  # no value but zero so far
+        self.first = 0
+        self.counts = np.zeros(1)
+
+    def update(self, seen: Seen) -> None:
+        self.extremes.update(seen)
+        self._cover(seen)
+        rows = seen.rows
+        step = _step(rows.shape[1])
+        if step == 1:
+            self._count(rows.reshape(-1), 1)
+            return
+        for row in rows:
+            self._count(row[int(self.random.integers(step)) :: step], step)
+
+    def result(self) -> Counts:
+        low, high = self.extremes.low, self.extremes.high
+        return Counts(low, high, self.width or 1.0, self.first, self.counts)
+
+    def _cover(self, seen: Seen) -> None:
+        """Widen the bins until they cover what is seen; the width begins with the first sample that is not all zero."""
+        if not self.width:
+            spans = np.maximum(seen.highs, 0.0).astype(np.float64) - np.minimum(seen.lows, 0.0)
+            if not spans.any():
+                return
+            self.width = max(float(spans[spans > 0][0]) / (2 * self.bins - 1), float(np.finfo(np.float32).tiny))
+        low, high = min(0.0, self.extremes.low), max(0.0, self.extremes.high)
+        while True:
+            first, last = int(np.floor(low / self.width)), int(np.floor(high / self.width))
+            if last - first < 2 * self.bins:
+                break
+            self.first, self.counts = _halved(self.first, self.counts)
+            self.width *= 2
+        counts = np.zeros(last - first + 1)
+        counts[self.first - first : self.first - first + len(self.counts)] = self.counts
+        self.first, self.counts = first, counts
+
+    def _count(self, values: Array, weight: int) -> None:
+        if not self.width:
+            self.counts[0] += weight * values.size
+            return
+        scaled = values * values.dtype.type(1 / self.width)
+        scaled -= self.first  # at least 0, up to rounding: the cast, which cuts towards zero, is then the floor
+        found = np.bincount(np.clip(scaled.astype(np.intp), 0, len(self.counts) - 1), minlength=len(self.counts))
+        self.counts += weight * found
+
+
+def _step(elements: int) -> int:
+    """Which part of the elements is counted, every how manieth; coprime to all dimensions."""
+    step = -(-elements // COUNTED)
+    while math.gcd(step, elements) > 1:
+        step += 1
+    return step
+
+
+def _halved(first: int, counts: Array) -> tuple[int, Array]:
+    """The same histogram in bins of twice the width."""
+    start, stop = first // 2, (first + len(counts) + 1) // 2
+    padded = np.zeros(2 * (stop - start))
+    padded[first - 2 * start :][: len(counts)] = counts
+    return start, padded.reshape(-1, 2).sum(axis=1)
+
+
+def _by_channel(values: Array, axis: int) -> Array:
+    """[before, C, after]: the channels between what lies before and after them."""
+    axis %= values.ndim
+    return values.reshape(int(np.prod(values.shape[:axis])), values.shape[axis], -1)
+
+
+class _ChannelRange:
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.low: Array | float = np.inf
+        self.high: Array | float = -np.inf
+
+    def update(self, seen: Seen) -> None:
+        values = _by_channel(seen.values, self.axis)
+        self.low = np.minimum(self.low, values.min(axis=2).min(axis=0))
+        self.high = np.maximum(self.high, values.max(axis=2).max(axis=0))
+
+    def result(self) -> ChannelRanges:
+        return ChannelRanges(np.asarray(self.low), np.asarray(self.high))
+
+
+class _ChannelMean:
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.sums: Array | float = 0.0
+        self.squares: Array | float = 0.0
+        self.count = 0
+
+    def update(self, seen: Seen) -> None:
+        values = _by_channel(seen.values, self.axis)
+        self.sums = self.sums + values.sum(axis=2).sum(axis=0, dtype=np.float64)
+        self.squares = self.squares + np.vecdot(values, values).sum(axis=0, dtype=np.float64)
+        self.count += values.shape[0] * values.shape[2]
+
+    def result(self) -> ChannelMoments:
+        return ChannelMoments(np.asarray(self.sums) / self.count, np.asarray(self.squares) / self.count, self.count)
+
+
+class _Keep:
+    def __init__(self, samples: int, limit_bytes: int) -> None:
+        self.wanted = samples
+        self.room = limit_bytes
+        self.arrays: list[Array] = []
+
+    def update(self, seen: Seen) -> None:
+        if self.wanted <= 0:
+            return
+        values = seen.values
+        if values.ndim and len(values) == seen.samples:
+            fit = max(self.room // max(1, values.nbytes // seen.samples), 0 if self.arrays else 1)
+            values = values[: min(self.wanted, fit)]
+        elif self.arrays and values.nbytes > self.room:
+            values = values[:0]
+        self.wanted = self.wanted - seen.samples if values.size == seen.values.size else 0
+        self.room -= values.nbytes
+        if values.size:
+            self.arrays.append(values.copy())
+
+    def result(self) -> Kept:
+        return Kept(tuple(self.arrays))
