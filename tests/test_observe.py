@@ -89,6 +89,7 @@ def test_a_histogram_covers_everything_and_loses_nothing(numbers: list[float], b
     assert found.edges[0] <= min(values.min(), 0) + slack
     assert found.edges[-1] >= max(values.max(), 0) - slack
     assert (found.low, found.high) == (values.min(), values.max())
+    assert found.zeros == np.sum(values == 0)
 
 
 def test_a_large_tensor_is_counted_in_part_without_bias() -> None:

@@ -108,6 +108,8 @@ class Counts:
     width: float
     first: int
     counts: Array
+    zeros: float
+    """How many of the values are zero itself, which integers represent exactly; they are in ``counts`` too."""
 
     @property
     def edges(self) -> Array:
@@ -260,6 +262,7 @@ class _Histogram:
         self.width = 0.0  # no value but zero so far
         self.first = 0
         self.counts = np.zeros(1)
+        self.zeros = 0.0
 
     def update(self, seen: Seen) -> None:
         self.extremes.update(seen)
@@ -274,7 +277,7 @@ class _Histogram:
 
     def result(self) -> Counts:
         low, high = self.extremes.low, self.extremes.high
-        return Counts(low, high, self.width or 1.0, self.first, self.counts)
+        return Counts(low, high, self.width or 1.0, self.first, self.counts, self.zeros)
 
     def _cover(self, seen: Seen) -> None:
         """Widen the bins until they cover what is seen; the width begins with the first sample that is not all zero."""
@@ -295,6 +298,7 @@ class _Histogram:
         self.first, self.counts = first, counts
 
     def _count(self, values: Array, weight: int) -> None:
+        self.zeros += weight * float(values.size - np.count_nonzero(values))
         if not self.width:
             self.counts[0] += weight * values.size
             return
