@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graphopt.dataset import Dataset
-    from graphopt.observe import Observer, Result
+    from graphopt.observe import Cache, Observer, Result
     from graphopt.targets import Target
 
 Array: TypeAlias = "np.ndarray"
@@ -137,6 +137,8 @@ class Context:
     """Glob patterns of node or site names that must be left alone."""
     growth_bytes: int | None = None
     """By how many bytes this pass may still make the weights grow; None: a pass decides (1 MB or 5 %)."""
+    observed: Cache | None = None
+    """What was observed so far; ``observe`` uses it."""
 
     def observe(
         self, model: ir.Model, wanted: Mapping[str, Sequence[Observer]], samples: int | None = None
@@ -150,7 +152,13 @@ class Context:
 
         assert self.data is not None, "a pass that observes needs data"
         return observe.collect(
-            model, wanted, data=self.data, open_session=self.open_session, progress=self.progress, samples=samples
+            model,
+            wanted,
+            data=self.data,
+            open_session=self.open_session,
+            progress=self.progress,
+            samples=samples,
+            cache=self.observed,
         )
 
 

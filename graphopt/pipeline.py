@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, evaluate, inspection, metrics, model, targets, verdict
+from . import __version__, evaluate, inspection, metrics, model, observe, targets, verdict
 from . import recipe as recipes
 from .contracts import Budget, Context, LossyPass, Need, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
@@ -193,6 +193,7 @@ class _Run:
         self.rows: list[PassRow] = []
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
         self.runtime = targets.runtime(job.target)
+        self.observed = observe.Cache(observe.cache_folder(), engine=job.target.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
@@ -224,6 +225,7 @@ class _Run:
             progress=self.progress,
             exclude=self.job.exclude,
             growth_bytes=growth_bytes,
+            observed=self.observed,
         )
 
     def _as_fed(self, original: ir.Model) -> ir.Model:

@@ -1,7 +1,8 @@
 """Observing what values a model computes on data: one streaming run for any number of observers, in memory of a fixed size.
 
 A pass declares what it wants to know, by value and observer (``collectors``); ``collect`` makes these values outputs of a clone
-of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next run.
+of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next run. What
+was found is kept for the next time it is asked (``cache``).
 
     ranges = context.observe(model, {"conv1_out": [MinMax(), ChannelMean()], "x": [Histogram()]})
     low, high = ranges["conv1_out"][0].low, ranges["conv1_out"][0].high
@@ -19,6 +20,7 @@ from graphopt.dataset import Dataset
 from graphopt.errors import DataError
 
 from . import nonfinite, sweeps
+from .cache import Cache, cache_folder
 from .collectors import (
     ChannelMean,
     ChannelMoments,
@@ -38,6 +40,7 @@ from .collectors import (
 )
 
 __all__ = [
+    "Cache",
     "ChannelMean",
     "ChannelMoments",
     "ChannelRange",
@@ -53,6 +56,7 @@ __all__ = [
     "Range",
     "Result",
     "Seen",
+    "cache_folder",
     "collect",
     "observable",
 ]
@@ -75,6 +79,7 @@ def collect(
     open_session: Callable[[ir.Model], Session],
     progress: Progress | None = None,
     samples: int | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, tuple[Result, ...]]:
     """Run the model on the data and return what each observer found, by value, in the order of the observers.
 
@@ -85,18 +90,27 @@ def collect(
         open_session: Opens a model; called once a sweep.
         progress: Told each sample.
         samples: Only the first so many.
+        cache: Where to look first, and to keep what is found.
 
     Raises:
         DataError: A sample is broken or holds NaN or infinity; a value is empty on all data.
         ModelError: A value becomes NaN or infinite (the first node where it does is named), or the runtime failed.
     """
-    data = data if samples is None else data.first(samples)
-    started = {name: {observer: observer.start() for observer in observers} for name, observers in wanted.items()}
-    names = [name for name, observers in started.items() if observers]
-    if names:
-        _stream(model, {name: [*started[name].values()] for name in names}, data, open_session, progress or Silent())
-    found = {name: {observer: made.result() for observer, made in makers.items()} for name, makers in started.items()}
-    return {name: tuple(found[name][observer] for observer in observers) for name, observers in wanted.items()}
+    asked = {(name, observer) for name, observers in wanted.items() for observer in observers}
+    whole, data = data, data if samples is None else data.first(samples)
+    key = cache.key(model, whole, data.size) if cache and asked else ""
+    found = cache.find(key, asked) if cache and asked else {}
+    collectors = {(name, observer): observer.start() for name, observer in asked - found.keys()}
+    if collectors:
+        by_name: dict[str, list[Collector]] = {}
+        for (name, _), collector in collectors.items():
+            by_name.setdefault(name, []).append(collector)
+        _stream(model, by_name, data, open_session, progress or Silent())
+        made = {which: collector.result() for which, collector in collectors.items()}
+        found |= made
+        if cache:
+            cache.add(key, made)
+    return {name: tuple(found[name, observer] for observer in observers) for name, observers in wanted.items()}
 
 
 def _stream(

@@ -130,17 +130,17 @@ def _entropy(found: Counts, levels: int, symmetric: bool) -> Ends:
 
 def _last_bin(counts: Array, levels: int, at_least: int = 0) -> int:
     """How many of the bins to keep so that their quantized form is nearest to the whole; all of them, or more than some."""
-    ends = np.flatnonzero(counts) + 1
+    ends: list[int] = (np.flatnonzero(counts) + 1).tolist()
     resolved = max(0, int(np.searchsorted(ends, levels)) - 1)  # the last with no more bins than levels: nothing is rounded
     ends = ends[max(resolved, int(np.searchsorted(ends, at_least, side="right"))) :]
-    if not len(ends):
+    if not ends:
         return len(counts)
     stride = max(1, len(ends) // _COARSE)
     coarse = [*range(0, len(ends), stride), len(ends) - 1]
     near = min(coarse, key=lambda index: _divergence(counts, ends[index], levels))
     fine = range(max(0, near - stride + 1), min(len(ends), near + stride), max(1, stride // 16))
     best = min([near, *fine], key=lambda index: _divergence(counts, ends[index], levels))
-    return len(counts) if best == len(ends) - 1 else int(ends[best])
+    return len(counts) if best == len(ends) - 1 else ends[best]
 
 
 def _divergence(counts: Array, end: int, levels: int) -> float:
