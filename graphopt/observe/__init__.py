@@ -1,8 +1,8 @@
 """Observing what values a model computes on data: one streaming run for any number of observers, in memory of a fixed size.
 
-A pass declares what it wants to know, by value and observer (``collectors``); ``collect`` makes these values outputs of a clone
-of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next run. What
-was found is kept for the next time it is asked (``cache``).
+A pass declares what it wants to know, by value and observer (``collectors``, ``gram``); ``collect`` makes these values outputs
+of a clone of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next
+run. What was found is kept for the next time it is asked (``cache``).
 
     ranges = context.observe(model, {"conv1_out": [MinMax(), ChannelMean()], "x": [Histogram()]})
     low, high = ranges["conv1_out"][0].low, ranges["conv1_out"][0].high
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.contracts import Array, Progress, Session, Silent
+from graphopt.contracts import Progress, Session, Silent
 from graphopt.dataset import Dataset
 from graphopt.errors import DataError
 
@@ -38,6 +38,8 @@ from .collectors import (
     Result,
     Seen,
 )
+from .gram import CrossGram, CrossGrams, Gram, Grams, Patches, patches
+from .pairs import collect_pair
 
 __all__ = [
     "Cache",
@@ -47,18 +49,25 @@ __all__ = [
     "ChannelRanges",
     "Collector",
     "Counts",
+    "CrossGram",
+    "CrossGrams",
+    "Gram",
+    "Grams",
     "Histogram",
     "Keep",
     "Kept",
     "MinMax",
     "MovingAverage",
     "Observer",
+    "Patches",
     "Range",
     "Result",
     "Seen",
     "cache_folder",
     "collect",
+    "collect_pair",
     "observable",
+    "patches",
 ]
 
 
@@ -129,7 +138,7 @@ def _stream(
                     if array.size == 0:
                         continue
                     never_seen.discard(name)
-                    seen = Seen(_plain(array), batch.samples)
+                    seen = Seen.of(array, batch)
                     if not (np.isfinite(seen.lows).all() and np.isfinite(seen.highs).all()):
                         raise nonfinite.explain(model, name, start, batch, data, open_session)
                     for collector in collectors[name]:
@@ -137,8 +146,3 @@ def _stream(
                 step(batch.samples)
     if never_seen:
         raise DataError(f"the value {min(never_seen)!r} has no elements on any sample, so it has no range", where=data.name)
-
-
-def _plain(array: Array) -> Array:
-    """The array as float32 or float64, in one piece of memory."""
-    return np.ascontiguousarray(array, np.float64 if array.dtype == np.float64 else np.float32)

@@ -2,9 +2,9 @@
 
 A result is found again by the model's fingerprint (its graph and weights), the data's, the number of samples, the engine that
 runs the model, the value's name and the observer. On disk there is one ``.npz`` of plain arrays for each model and data;
-whatever is wrong with one, it counts as not there. The folder is ``$GRAPHOPT_CACHE``, else ``graphopt`` in ``$XDG_CACHE_HOME`` or
-``~/.cache``; ``GRAPHOPT_CACHE=off`` keeps nothing on disk. When it grows beyond ``LIMIT_BYTES``, the files that were not used for
-longest go.
+whatever is wrong with one, it counts as not there. The folder is ``$GRAPHOPT_CACHE``, else ``graphopt`` in ``$XDG_CACHE_HOME``
+or ``~/.cache``; ``GRAPHOPT_CACHE=off`` keeps nothing on disk. When it grows beyond ``LIMIT_BYTES``, the files that were not
+used for longest go.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 import numpy as np
 
 from graphopt.contracts import Array
+from graphopt.dataset import Batch
 
 Result: TypeAlias = Any
 """One of the frozen dataclasses of numbers and arrays below."""
@@ -45,6 +46,11 @@ class Seen:
 
     values: Array
     samples: int
+
+    @classmethod
+    def of(cls, array: Array, batch: Batch) -> Seen:
+        """The value that a model gave for a batch, whatever its float type is."""
+        return cls(np.ascontiguousarray(array, np.float64 if array.dtype == np.float64 else np.float32), batch.samples)
 
     @cached_property
     def rows(self) -> Array:
@@ -268,12 +274,12 @@ class _Histogram:
         self.extremes.update(seen)
         self._cover(seen)
         rows = seen.rows
-        step = _step(rows.shape[1])
-        if step == 1:
+        every = step(rows.shape[1], COUNTED)
+        if every == 1:
             self._count(rows.reshape(-1), 1)
             return
         for row in rows:
-            self._count(row[int(self.random.integers(step)) :: step], step)
+            self._count(row[int(self.random.integers(every)) :: every], every)
 
     def result(self) -> Counts:
         low, high = self.extremes.low, self.extremes.high
@@ -308,12 +314,12 @@ class _Histogram:
         self.counts += weight * found
 
 
-def _step(elements: int) -> int:
-    """Which part of the elements is counted, every how manieth; coprime to all dimensions."""
-    step = -(-elements // COUNTED)
-    while math.gcd(step, elements) > 1:
-        step += 1
-    return step
+def step(elements: int, limit: int) -> int:
+    """Of so many elements every how manieth to take for about ``limit``, or fewer; coprime to all of their dimensions."""
+    found = -(-elements // limit)
+    while math.gcd(found, elements) > 1 and found < elements:
+        found += 1
+    return found
 
 
 def _halved(first: int, counts: Array) -> tuple[int, Array]:
