@@ -23,7 +23,7 @@ at, save the widest: the histogram does not resolve what is rounded there. With 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -45,8 +45,8 @@ OBSERVERS: Mapping[Method, Observer] = {
 PERCENTILE = 99.99
 _GRID = 256
 """How many values of each end ``mse`` looks at."""
-_COARSE = 128
-"""How many ends ``entropy`` looks at before it looks closer."""
+_LOOKS = 32
+"""How many ends ``entropy`` looks at before it looks closer around the best."""
 
 
 def choose(found: Range | Counts, method: Method, *, levels: int = 256, symmetric: bool = False) -> Ends:
@@ -135,12 +135,15 @@ def _last_bin(counts: Array, levels: int, at_least: int = 0) -> int:
     ends = ends[max(resolved, int(np.searchsorted(ends, at_least, side="right"))) :]
     if not ends:
         return len(counts)
-    stride = max(1, len(ends) // _COARSE)
-    coarse = [*range(0, len(ends), stride), len(ends) - 1]
-    near = min(coarse, key=lambda index: _divergence(counts, ends[index], levels))
-    fine = range(max(0, near - stride + 1), min(len(ends), near + stride), max(1, stride // 16))
-    best = min([near, *fine], key=lambda index: _divergence(counts, ends[index], levels))
-    return len(counts) if best == len(ends) - 1 else ends[best]
+    best = len(ends) - 1
+    stride = max(1, len(ends) // _LOOKS)
+    looks: Iterable[int] = range(0, len(ends), stride)
+    while True:
+        best = min([best, *looks], key=lambda index: _divergence(counts, ends[index], levels))
+        if stride == 1:
+            return len(counts) if best == len(ends) - 1 else ends[best]
+        near, stride = stride, max(1, 2 * stride // _LOOKS)
+        looks = range(max(0, best - near), min(len(ends), best + near), stride)
 
 
 def _divergence(counts: Array, end: int, levels: int) -> float:
