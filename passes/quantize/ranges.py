@@ -82,20 +82,22 @@ def _percentile(found: Counts, _levels: int, _symmetric: bool) -> Ends:
 def _mse(found: Counts, levels: int, symmetric: bool) -> Ends:
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     shrink = np.arange(1, _GRID + 1) / _GRID
+    a, b = (low * shrink if low else np.zeros(1))[:, np.newaxis], high * shrink if high else np.zeros(1)
+    steps = (b - a) / (levels - 1)
     if symmetric:
-        peak = max(-low, high)
-        b = peak * shrink
+        b = max(-low, high) * shrink
         a, steps = -b, 2 * b / (levels - 2)
-    else:
-        a, b = np.meshgrid(low * shrink if low else np.zeros(1), high * shrink if high else np.zeros(1))
-        steps = (b - a) / (levels - 1)
     inside, clipped = _clipping(found, a, b)
-    best = int(np.argmin(inside * steps**2 / 12 + clipped))
-    return float(a.reshape(-1)[best]), float(b.reshape(-1)[best])
+    errors = inside * steps**2 / 12 + clipped
+    best = np.unravel_index(np.argmin(errors), errors.shape)
+    return float(np.broadcast_to(a, errors.shape)[best]), float(np.broadcast_to(b, errors.shape)[best])
 
 
 def _clipping(found: Counts, a: Array, b: Array) -> tuple[Array, Array]:
-    """How many values other than zero lie in [a, b], and the sum of squares of what clipping to it does to the others."""
+    """How many values other than zero lie in [a, b], and the sum of squares of what clipping to it does to the others.
+
+    ``a`` and ``b`` are of one shape, or broadcast to it: [A, 1] and [B] ask for all pairs.
+    """
     counts, x = found.counts, found.centres
     sums = [np.concatenate([[0.0], np.cumsum(counts * x**power)]) for power in range(3)]
     below, above = np.searchsorted(x, a), np.searchsorted(x, b)  # bins before ``below`` and from ``above`` on are clipped
