@@ -134,7 +134,8 @@ def _stream(
     with progress.stage("observing", total=data.size * len(planned.sweeps)) as step:
         for names in planned.sweeps:
             for start, batch, found in sweeps.run(model, names, planned, open_session):
-                for name, array in found.items():
+                for name in [*found]:
+                    array = found.pop(name)  # and let go of: the next run begins with nothing of this one in memory
                     if array.size == 0:
                         continue
                     never_seen.discard(name)
@@ -143,6 +144,7 @@ def _stream(
                         raise nonfinite.explain(model, name, start, batch, data, open_session)
                     for collector in collectors[name]:
                         collector.update(seen)
+                    del array, seen
                 step(batch.samples)
     if never_seen:
         raise DataError(f"the value {min(never_seen)!r} has no elements on any sample, so it has no range", where=data.name)

@@ -62,5 +62,7 @@ def collect_pair(
                             raise nonfinite.explain(model, name, start, batch, data, open_session)
                 for a, b in pairs:
                     collectors[a, b].update(Seen.of(left[a], batch), Seen.of(right[b], batch))
+                left.clear()  # the next run begins with nothing of this one in memory
+                right.clear()
                 step(batch.samples)
     return {pair: collector.result() for pair, collector in collectors.items()}

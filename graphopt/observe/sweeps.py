@@ -83,15 +83,17 @@ def plan(model: ir.Model, names: Sequence[str], data: Dataset) -> Plan:
 def run(
     model: ir.Model, names: Sequence[str], planned: Plan, open_session: Callable[[ir.Model], Session]
 ) -> Iterator[tuple[int, Batch, dict[str, Array]]]:
-    """Yield the number of the first sample, the batch, and the named values of each run of one sweep."""
+    """Yield the number of the first sample, the batch, and the named values (in this order) of each run of one sweep."""
     inputs = {value.name for value in model.graph.inputs}
     inner = [name for name in names if name not in inputs]
     with open_session(part(model, inner, planned.types)) if inner else nullcontext() as session:
         start = 0
         for batch in planned.data.batches():
             outputs = session.run(batch.feed) if session is not None else {}
-            yield start, batch, {name: outputs[name] if name in outputs else batch.feed[name] for name in names}
-            del outputs
+            found = {name: outputs[name] if name in outputs else batch.feed[name] for name in names}
+            del outputs  # who takes the values one by one can let go of them
+            yield start, batch, found
+            del found
             start += batch.samples
 
 
