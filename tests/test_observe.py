@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt import observe
-from graphopt.contracts import Session
+from graphopt.contracts import Change, Context, Pass, Session
 from graphopt.dataset import Batch
 from graphopt.errors import DataError, ModelError
 from graphopt.observe import ChannelMean, ChannelRange, Histogram, Keep, MinMax, MovingAverage, sweeps
+from graphopt.pipeline import optimize
+from graphopt.recipe import Recipe, Step
 
-from helpers import from_text, run, small_cnn
+from helpers import from_text, run, small_cnn, write
 from observing import context
 
 RNG = np.random.default_rng(0)
@@ -182,3 +186,64 @@ def test_only_the_first_samples_are_observed_when_asked() -> None:
     with context(proto, x=X) as c:
         found = c.observe(ir.from_proto(proto), {"x": [MinMax()]}, samples=4)
     assert found["x"][0].high == X[:4].max()
+
+
+def test_only_the_part_of_the_graph_that_is_needed_runs_and_other_inputs_may_stand_by() -> None:
+    """The second input is not read by what is observed, and the node that reads it would fail."""
+    proto = from_text("""
+        agraph (float[N, 4] x, int64[N] k) => (float[N, 4] y) {
+            r = Relu(x)
+            g = Gather(r, k)
+            y = Neg(g)
+        }
+    """)
+    with context(proto, x=np.full((9, 4), 2, np.float32), k=np.full(9, 77)) as c:
+        found = c.observe(ir.from_proto(proto), {"r": [MinMax()]})
+        assert found["r"][0].high == 2
+        with pytest.raises(ModelError, match="indices element out of data bounds"):
+            c.observe(ir.from_proto(proto), {"g": [MinMax()]})
+
+
+def test_a_model_with_a_batch_of_its_own_and_half_precision_is_observed() -> None:
+    proto = from_text("agraph (float16[3, 4] x) => (float16[3, 4] y) { r = Relu(x) y = Neg(r) }")
+    rows = np.linspace(-1, 5, 36, dtype=np.float16).reshape(9, 4)
+    with context(proto, x=rows) as c:
+        found = c.observe(ir.from_proto(proto), {"r": [MinMax(), Keep(4)], "x": [MinMax()]})
+    assert (found["r"][0].low, found["r"][0].high) == (0, 5)
+    assert found["x"][0].low == -1
+    np.testing.assert_array_equal(found["r"][1].joined(), np.maximum(rows[:4], 0))
+
+
+def test_a_pass_observes_through_its_context_and_what_it_found_serves_the_next(tmp_path: Path) -> None:
+    seen: list[observe.Range] = []
+
+    class Look(Pass):
+        name = "look"
+        summary = "observe"
+
+        def apply(self, model: ir.Model, context: Context) -> list[Change]:
+            seen.append(context.observe(model, {"r1": [MinMax()]})["r1"][0])
+            return []
+
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=X)
+    steps = (Step("look", {}, Look()), Step("look again", {}, Look()))
+    report = optimize(source, tmp_path / "o.onnx", recipe=Recipe("mine", "", steps), data=tmp_path / "data.npz", timing=False)
+    assert all(row.kept for row in report.passes)
+    assert seen[0].low == 0
+    assert seen[0].high == pytest.approx(value_of(small_cnn(), "r1", {"x": X}).max(), rel=1e-6)
+    assert seen[1] is seen[0]
+
+
+def test_samples_are_told_as_they_go() -> None:
+    told: list[object] = []
+
+    class Tell:
+        @contextmanager
+        def stage(self, what: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+            told.append(total)
+            yield told.append
+
+    with context(small_cnn(), x=X) as c:
+        dataclasses.replace(c, progress=Tell()).observe(ir.from_proto(small_cnn()), {"r1": [MinMax()]})
+    assert told[0] == sum(told[1:]) == 21
