@@ -76,9 +76,10 @@ def _targets() -> Iterator[Finding]:
     for name in targets.names():
         target = targets.load(name)
         try:
-            here = registry.runtime(target.runtime).availability(target)
+            here = targets.availability(target)
         except GraphoptError as error:
             yield Finding(what=f"target {name}", state="broken", found=error.what, mend=error.hint or "")
             continue
+        state: Literal["ok", "absent", "broken"] = "ok" if here.ok else "broken" if name == targets.DEFAULT else "absent"
         found = f"a model ran on {target.runtime} {here.version}" if here.ok else here.why
-        yield Finding(what=f"target {name}", state="ok" if here.ok else "broken", found=found, mend=here.hint)
+        yield Finding(what=f"target {name}", state=state, found=found, mend=here.hint)

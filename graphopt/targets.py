@@ -1,11 +1,13 @@
 """Targets: what a device runs models with, as data (``targets/*.yaml``), validated when read.
 
-A target names a runtime and a provider and how it wants to be driven; passes ask it what the device can do. A YAML file
-of the same form may be given in place of a name.
+A target names a runtime and a provider and how it wants to be driven; passes ask it what the device can do
+(``Quantization``: which integers, and which operators have kernels for them). A YAML file of the same form may be given in
+place of a name. A target that cannot run here is still data; using it is a MissingError.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +16,36 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import registry
+from .contracts import Availability
 from .errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from .contracts import Runtime
 
+DEFAULT = "cpu"
+"""The target that commands use when none is named."""
 _FOLDER = Path(__file__).parent / "targets"
+
+
+class Quantization(BaseModel):
+    """How a target wants integers: the style of ``quantize.*``. Operators are those of ONNX's own domain."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    activations: Literal["uint8", "int8", "uint16"] = Field(description="type of activations, per tensor")
+    symmetric: bool = Field(default=False, description="whether the zero point of activations is the middle of their type")
+    weights: Literal["int8"] = Field(default="int8", description="type of weights, symmetric")
+    weight_bits: Literal[7, 8] = Field(default=8, description="7: two products fit in 16 bits together")
+    saturates: bool = Field(default=False, description="whether a kernel may add two products of 8 bits in 16 bits")
+    per_channel: bool = Field(default=True, description="whether each output channel of a weight has a scale of its own")
+    bias: bool = Field(default=True, description="whether a bias becomes int32 with the scale of the products")
+    static: tuple[str, ...] = Field(default=(), description="operators with an integer kernel between Q and DQ")
+    passing: tuple[str, ...] = Field(default=(), description="operators that hand integers on, between DQ and Q with one scale")
+    direct: tuple[str, ...] = Field(
+        default=(), description="operators that hand integers on, placed on the integers themselves"
+    )
+    float_outputs: tuple[str, ...] = Field(default=(), description="those of static whose kernel can give floats for nothing")
+    dynamic: tuple[str, ...] = Field(default=(), description="operators with a kernel that finds the scale of its input itself")
 
 
 class Target(BaseModel):
@@ -34,7 +60,9 @@ class Target(BaseModel):
     provider_options: dict[str, str] = Field(default_factory=dict)
     threads: int = Field(default=1, ge=1, description="threads of a session when timed")
     clock: Literal["cpu", "wall"] = Field(default="wall", description="cpu: CPU time of a one-thread session is the gate")
+    machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")
     max_opset: int | None = Field(default=None, description="highest opset of the default domain that the runtime takes")
+    quantization: Quantization | None = Field(default=None, description="None: nothing is known of integers on the target")
 
 
 def names() -> list[str]:
@@ -65,11 +93,24 @@ def runtime(target: Target) -> Runtime:
     Raises:
         MissingError: It does not; the message says why and what would mend it.
     """
-    found = registry.runtime(target.runtime)
-    available = found.availability(target)
+    available = availability(target)
     if not available.ok:
         raise MissingError(f"the target {target.name!r} cannot run here: {available.why}", hint=available.hint or None)
-    return found
+    return registry.runtime(target.runtime)
+
+
+def availability(target: Target) -> Availability:
+    """Whether a target runs here: on this machine, and with what is installed.
+
+    Raises:
+        UsageError: There is no such runtime.
+        MissingError: The package that provides the runtime cannot be imported.
+    """
+    here = platform.machine()
+    if target.machine not in {None, here}:
+        hint = "Run graphopt there; for use here, choose another target."
+        return Availability(ok=False, why=f"it is {target.machine}, and this machine is {here}", hint=hint)
+    return registry.runtime(target.runtime).availability(target)
 
 
 def parse(text: str, where: str) -> Target:

@@ -39,6 +39,14 @@ from graphopt.targets import Target
 
 _CPU = "CPUExecutionProvider"
 _INSTALL = "pip install 'graphopt[cpu]'"
+_INSTALL_PROVIDER = {
+    "CUDAExecutionProvider": "pip uninstall -y onnxruntime && pip install 'graphopt[cuda]'",
+    "OpenVINOExecutionProvider": "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+    "QNNExecutionProvider": "pip uninstall -y onnxruntime && pip install onnxruntime-qnn",
+    "TensorrtExecutionProvider": "pip uninstall -y onnxruntime && pip install 'graphopt[cuda]' tensorrt",
+}
+"""The line that brings a provider: packages that contain onnxruntime overwrite each other, so that one must go first."""
+_INSTALL_OTHER = "Install the onnxruntime package that contains it."
 _NATIVE = "biufcOUS"  # kinds of numpy dtypes that onnxruntime's Python interface knows; ml_dtypes' are of kind "V"
 _PROFILE_WARM_UP = 2  # runs
 _PROFILE_SECONDS = 10.0  # after which no further round is begun
@@ -192,7 +200,7 @@ def _probe(target: Target) -> Availability:
     known = ort.get_available_providers()
     if target.provider not in known:
         why = f"this onnxruntime {version} has no {target.provider} (it has {', '.join(known)})"
-        return Availability(ok=False, version=version, why=why, hint="Install the onnxruntime package that contains it.")
+        return Availability(ok=False, version=version, why=why, hint=_INSTALL_PROVIDER.get(target.provider, _INSTALL_OTHER))
     try:
         session = _OrtSession(_load(_one_node(), target, SessionOptions()), Path("probe"), 1, 0.0)
         result = session.run({"x": np.array([-1, 2], np.float32)})["y"]

@@ -16,11 +16,11 @@ def command(json_: bool) -> None:
     \b
     graphopt targets
     """
-    from graphopt import registry, targets
+    from graphopt import targets
 
     from .output import console, print_json, table
 
-    found = [(target, registry.runtime(target.runtime).availability(target)) for target in map(targets.load, targets.names())]
+    found = [(target, targets.availability(target)) for target in map(targets.load, targets.names())]
     if json_:
         print_json([{**target.model_dump(mode="json"), "available": here.ok, "why": here.why} for target, here in found])
         return
