@@ -39,11 +39,10 @@ class Quantization(BaseModel):
     saturates: bool = Field(default=False, description="whether a kernel may add two products of 8 bits in 16 bits")
     per_channel: bool = Field(default=True, description="whether each output channel of a weight has a scale of its own")
     bias: bool = Field(default=True, description="whether a bias becomes int32 with the scale of the products")
+    fuses_activations: bool = Field(default=False, description="whether Relu before Q is fused whatever the zero point is")
     static: tuple[str, ...] = Field(default=(), description="operators with an integer kernel between Q and DQ")
     passing: tuple[str, ...] = Field(default=(), description="operators that hand integers on, between DQ and Q with one scale")
-    direct: tuple[str, ...] = Field(
-        default=(), description="operators that hand integers on, placed on the integers themselves"
-    )
+    direct: tuple[str, ...] = Field(default=(), description="likewise, but placed on the integers themselves")
     float_outputs: tuple[str, ...] = Field(default=(), description="those of static whose kernel can give floats for nothing")
     dynamic: tuple[str, ...] = Field(default=(), description="operators with a kernel that finds the scale of its input itself")
 

@@ -41,6 +41,7 @@ class OpsetOptions(PassOptions):
     """The version to upgrade to."""
 
     version: int = Field(20, ge=OLDEST, description="version of ONNX's own operators that the model gets; never a lower one")
+    at_least: bool = Field(False, description="whether a model that is newer already is left as it is")
 
 
 class UpgradeOpset(Pass):
@@ -64,13 +65,11 @@ class UpgradeOpset(Pass):
         if version > newest:
             who = f"target {context.target.name!r}" if newest == context.target.max_opset else "installed onnx"
             raise UsageError(f"the {who} takes at most opset {newest}", where=option)
+        if self.options.at_least and model.opset_imports.get("", version) > version:
+            opset = model.opset_imports[""]
+            return [Change("opset", "nothing", f"the model is at opset {opset}, which is newer than {version}", done=False)]
         roots = [(model.graph, model.opset_imports), *((f.graph, f.opset_imports) for f in model.functions.values())]
-        for _, imports in roots:
-            if imports.get("", version) > version:
-                hint = "Models are only upgraded: choose a version that is not lower."
-                raise UsageError(f"the model is at opset {imports['']} already", where=option, hint=hint)
-            if imports.get("", version) < OLDEST:
-                raise ModelError(f"upgrades begin at opset {OLDEST}, and the model is at {imports['']}")
+        _check_versions([imports for _, imports in roots], version, option)
         if all(imports.get("", version) == version for _, imports in roots):
             return [Change("opset", "nothing", f"the model is at opset {version} already", done=False)]
         old = model.opset_imports.get("", version)
@@ -89,6 +88,16 @@ class UpgradeOpset(Pass):
             Change(name, f"{count} nodes rewritten, version {a} to {b}", "the operator's definition changed")
             for (name, a, b), count in rewritten.items()
         ]
+
+
+def _check_versions(versions: Sequence[Mapping[str, int]], wanted: int, option: str) -> None:
+    """Raise UsageError where a version is higher than what is wanted, and ModelError where it is too old for any rule."""
+    for imports in versions:
+        if imports.get("", wanted) > wanted:
+            hint = "Models are only upgraded: choose a version that is not lower."
+            raise UsageError(f"the model is at opset {imports['']} already", where=option, hint=hint)
+        if imports.get("", wanted) < OLDEST:
+            raise ModelError(f"upgrades begin at opset {OLDEST}, and the model is at {imports['']}")
 
 
 def _steps(model: ir.Model, graph: ir.Graph, old: int, new: int) -> list[tuple[ir.Node, list[Step]]]:

@@ -1,0 +1,256 @@
+"""Where quantization goes in the graph: pairs of QuantizeLinear (Q) and DequantizeLinear (DQ) around what runs in integers.
+
+    v = Conv(x, W)      becomes      v = Conv(DQ(Q(x)), DQ(q_W), DQ(q_b));  everything reads DQ(Q(v))
+
+A runtime sees DQ -> Conv -> Q and puts its integer kernel there; DQ -> MaxPool -> Q with equal parameters becomes MaxPool on
+integers.
+A value gets one pair at most. Where an integer kernel makes it everything reads DQ, since the kernel gives nothing else; where
+it comes as floats only integer kernels read DQ. Which values come as integers follows from the operators that were chosen:
+
+    operator       its output, unless the kernel can give floats and no integer kernel reads it
+    passing node   its outputs, if its input does; Concat also if one input does and an integer kernel reads the output
+
+Names of values and nodes stay, and an output of the model keeps its name and type: there the pair comes before the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Array
+from graphopt.graphs import constant
+from graphopt.shapes import defined
+
+from .network import Network
+from .operators import Operator
+from .scheme import Parameters, quantize
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The integers of an operator's weight and bias. The bias [channels] is float32 where the target takes none as integers."""
+
+    weight: Array
+    weight_parameters: Parameters
+    bias: Array | None = None
+    bias_parameters: Parameters | None = None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Which values come as integers, which come as floats and are read as integers, which nodes hand integers on."""
+
+    made: Sequence[ir.Value]
+    read: Mapping[ir.Value, Sequence[tuple[ir.Node, int]]]
+    passing: Sequence[ir.Node]
+
+
+def flow(network: Network, chosen: Sequence[Operator]) -> Flow:
+    """Follow the integers through the graph when these operators are quantized."""
+    last = {operator.nodes[-1]: operator for operator in chosen}
+    reads = {(operator.node, index) for operator in chosen for index in operator.activations}
+    memo: dict[ir.Value, bool] = {}
+
+    def wanted(value: ir.Value) -> bool:
+        if value not in memo:
+            memo[value] = any(
+                (node, index) in reads or (node in network.passing and any(map(wanted, node.outputs)))
+                for node, index in value.uses()
+            )
+        return memo[value]
+
+    made: dict[ir.Value, None] = {}
+    passing = []
+    for node in network.model.graph:
+        if node in last:
+            if last[node].node.op_type not in network.style.float_outputs or wanted(node.outputs[0]):
+                made[node.outputs[0]] = None
+        elif node in network.passing:
+            come = [value in made for value in _handed_on(node)]
+            if all(come) or (any(come) and wanted(node.outputs[0])):
+                passing.append(node)
+                made.update(dict.fromkeys(node.outputs))
+    read: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+    places = [(operator.node, index) for operator in chosen for index in operator.activations]
+    places += [(node, index) for node in passing for index in range(len(_handed_on(node)))]
+    for node, index in places:
+        value = node.inputs[index]
+        if value is not None and value not in made:
+            read.setdefault(value, []).append((node, index))
+    return Flow([*made], read, passing)
+
+
+def _handed_on(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose elements are handed on: all of Concat, the first of the others."""
+    inputs = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return [value for value in inputs if value is not None]
+
+
+@dataclass(eq=False)
+class Placer:
+    """Edits one model. ``parameters`` are those of the sources (``Network.source``)."""
+
+    network: Network
+    parameters: Mapping[ir.Value, Parameters]
+    names: set[str] = field(default_factory=set)
+    shared: dict[object, ir.Value] = field(default_factory=dict)
+    """Initializers that were made, by what they hold: equal ones are one."""
+    integers: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """What Q gives of a value."""
+
+    def __post_init__(self) -> None:
+        self.graph = self.network.model.graph
+        self.names = {value.name or "" for graph in self.network.model.graphs() for value in defined(graph)}
+        self.names |= {node.name or "" for node in self.graph.all_nodes()}
+
+    def place(self, chosen: Sequence[Operator], weights: Mapping[str, Weights]) -> Flow:
+        """Quantize these operators; ``weights`` has those of the ones that have any, by name."""
+        found = flow(self.network, chosen)
+        sources = {value: self.network.source(value) for value in (*found.made, *found.read)}
+        for operator in chosen:
+            if operator.name in weights:
+                self._put_weights(operator, weights[operator.name])
+            for index in operator.constants:
+                self._put_constant(operator.node, index)
+        for value in found.made:
+            self._after(value, self.parameters[sources[value]])
+        for value, places in found.read.items():
+            self._beside(value, places, self.parameters[sources[value]])
+        for node in found.passing:
+            if node.op_type in self.network.style.direct:
+                self._direct(node, self.parameters[sources[node.outputs[0]]])
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- activations
+
+    def _after(self, value: ir.Value, parameters: Parameters) -> None:
+        """Let everything that reads a value read what is left of it in integers."""
+        readers = [*value.uses()]
+        outputs = [index for index, output in enumerate(self.graph.outputs) if output is value]
+        dequantized = self._pair(value, parameters)
+        for node, index in readers:
+            node.replace_input_with(index, dequantized)
+        if outputs:
+            for index in outputs:
+                self.graph.outputs[index] = dequantized
+            name, value.name = value.name, self._new_name(f"{value.name}_float")
+            dequantized.name = name
+            dequantized.metadata_props.update(value.metadata_props)
+
+    def _beside(self, value: ir.Value, places: Sequence[tuple[ir.Node, int]], parameters: Parameters) -> None:
+        """Let these inputs, and no others, read what is left of a value in integers."""
+        dequantized = self._pair(value, parameters)
+        for node, index in places:
+            node.replace_input_with(index, dequantized)
+
+    def _pair(self, value: ir.Value, parameters: Parameters) -> ir.Value:
+        base = value.name or "value"
+        q = ir.Node("", "QuantizeLinear", [value, *self._constants(parameters)], name=self._new_name(f"{base}_q"))
+        self.integers[value] = self._describe(q, f"{base}_quantized", parameters.dtype, value.shape)
+        dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *self._constants(parameters)], name=self._new_name(f"{base}_dq"))
+        dequantized = self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, value.shape)
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [q, dq])
+        else:
+            self.graph.insert_after(producer, [q, dq])
+        return dequantized
+
+    def _direct(self, node: ir.Node, parameters: Parameters) -> None:
+        """Q -> DQ -> node -> Q -> DQ becomes Q -> node -> DQ: the node works on the integers."""
+        before, after = node.inputs[0], node.outputs[0]
+        dq = None if before is None else before.producer()
+        q = next(user for user, _ in after.uses())
+        assert dq is not None
+        node.replace_input_with(0, dq.inputs[0])
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, self._constants(parameters)[1])
+        quantized = q.outputs[0]
+        after.type = ir.TensorType(parameters.dtype)
+        for user, index in [*quantized.uses()]:
+            user.replace_input_with(index, after)
+        after.name, quantized.name = quantized.name, None
+        self.graph.remove(q, safe=True)
+        if before is not None and not before.uses() and not before.is_graph_output():
+            self.graph.remove(dq, safe=True)
+
+    # --------------------------------------------------------------------------------------------------------- constants
+
+    def _put_weights(self, operator: Operator, weights: Weights) -> None:
+        node = operator.node
+        assert operator.weight is not None
+        self._put(node, operator.weight, weights.weight, weights.weight_parameters)
+        if operator.bias is not None and weights.bias is not None:
+            owner, index = operator.bias
+            if weights.bias_parameters is not None:
+                self._put(owner, index, weights.bias, weights.bias_parameters)
+            elif node.attributes.get_float("beta", 1.0) != 1.0 or constant(owner.inputs[index]) is None:
+                self._replace_constant(owner, index, self._initializer(weights.bias, f"{self._base(owner, index)}_scaled"))
+        if node.op_type == "Gemm":
+            for name in ("alpha", "beta"):
+                node.attributes.pop(name, None)
+
+    def _put_constant(self, node: ir.Node, index: int) -> None:
+        value = node.inputs[index]
+        tensor = constant(value)
+        assert tensor is not None
+        parameters = self.parameters[value]  # type: ignore[index]
+        self._put(node, index, quantize(tensor.numpy(), parameters), parameters)
+
+    def _put(self, node: ir.Node, index: int, integers: Array, parameters: Parameters) -> None:
+        """Let an input of a node read DQ of these integers in place of the constant that it reads."""
+        base = self._base(node, index)
+        held = self._initializer(integers, f"{base}_quantized")
+        attributes = [] if parameters.axis is None else [ir.AttrInt64("axis", parameters.axis)]
+        dq = ir.Node(
+            "", "DequantizeLinear", [held, *self._constants(parameters)], attributes, name=self._new_name(f"{base}_dq")
+        )
+        value = self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, ir.Shape(integers.shape))
+        self.graph.insert_before(node, dq)
+        self._replace_constant(node, index, value)
+
+    def _base(self, node: ir.Node, index: int) -> str:
+        value = node.inputs[index]
+        return (value.name if value is not None else None) or "constant"
+
+    def _replace_constant(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Let an input read something else; the constant that nothing reads any more goes."""
+        old = node.inputs[index]
+        node.replace_input_with(index, value)
+        if old is None or old.uses() or old.is_graph_output() or old.is_graph_input():
+            return
+        producer = old.producer()
+        if producer is not None:
+            self.graph.remove(producer, safe=True)
+        else:
+            self.graph.initializers.pop(old.name or "", None)
+
+    def _constants(self, parameters: Parameters) -> list[ir.Value]:
+        return [self._initializer(parameters.scale, "scale"), self._initializer(parameters.zero_point, "zero_point")]
+
+    def _initializer(self, array: Array, name: str) -> ir.Value:
+        key = (array.dtype, array.shape, array.tobytes())
+        if key not in self.shared:
+            name = self._new_name(name)
+            tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+            self.graph.register_initializer(value)
+            self.shared[key] = value
+        return self.shared[key]
+
+    def _describe(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+        value = node.outputs[0]
+        value.name, value.type, value.shape = self._new_name(name), ir.TensorType(dtype), shape
+        return value
+
+    def _new_name(self, name: str) -> str:
+        new, number = name, 1
+        while new in self.names:
+            new, number = f"{name}_{number}", number + 1
+        self.names.add(new)
+        return new

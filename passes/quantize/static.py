@@ -1,0 +1,263 @@
+"""``quantize.static``: operators compute in integers whose scales are known beforehand, from calibration.
+
+    observe the ranges of activations on data (``ranges.py``)  ->  parameters of activations, shared along passing nodes
+    weights and biases to integers (``weights.py``)            ->  Q/DQ pairs into the graph (``place.py``)
+
+What is quantized is the core's choice, operator by operator; what can be is the target's (``graphopt/targets/*.yaml``), and the
+style too unless an option overrides it. The file stays ONNX with QuantizeLinear and DequantizeLinear, which runtimes turn into
+integer kernels when they load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt import model as models
+from graphopt.contracts import Array, Border, Change, Context, LossyPass, Need, PassOptions, Plan, Setting, Site
+from graphopt.errors import ModelError, UsageError
+from graphopt.graphs import constant
+from graphopt.targets import Quantization
+
+from . import network as networks
+from . import operators, ranges, weights
+from .network import Network
+from .operators import Operator
+from .place import Placer, Weights
+from .scheme import Parameters, from_range, limits, quantize
+from .tables import OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
+
+INT8 = Setting("int8", "int8")
+
+
+class StaticOptions(PassOptions):
+    """What is left out is as the target wants it."""
+
+    activations: Literal["uint8", "int8", "uint16"] | None = Field(None, description="type of activations")
+    symmetric: bool | None = Field(None, description="whether activations have the middle of their type as zero point")
+    per_channel: bool | None = Field(None, description="whether each output channel of a weight has a scale of its own")
+    weight_bits: Literal[7, 8] | None = Field(None, description="bits of weights that are used")
+    method: ranges.Method = Field("minmax", description="how ranges of activations are chosen from what was observed")
+    weight_method: weights.Method = Field("minmax", description="minmax, or mse: the scale with the smallest squared error")
+    samples: int | None = Field(None, ge=1, description="calibrate on so many samples; all of the data by default")
+    required: bool = Field(True, description="whether a model with nothing to quantize is an error")
+
+
+class StaticQuantize(LossyPass):
+    """Static int8; see the module.
+
+    Raises (in ``sites`` and ``apply``):
+        UsageError: Nothing is known of integers on the target.
+        ModelError: The opset is too old, or nothing can be quantized and ``required`` is set.
+        DataError: The calibration data are broken; as ``Context.observe``.
+    """
+
+    name = "quantize.static"
+    summary = "int8 with calibrated scales, as Q/DQ pairs in the style of the target"
+    Options = StaticOptions
+    options: StaticOptions
+    needs = frozenset({Need.DATA})
+
+    def __init__(self, options: PassOptions | None = None) -> None:
+        super().__init__(options)
+        self._style: Quantization | None = None
+        self._weights: dict[tuple[int, float, int | None], tuple[ir.TensorProtocol, Parameters]] = {}
+        """By tensor, factor and axis; the tensor is held, so that its id stays its own."""
+
+    def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
+        """Every operator that the target computes in integers; declined ones with why."""
+        network = self._analyze(model, context)
+        found = [_site(operator) for operator in network.operators.values()]
+        declined = [Site(name, node.op_type, (), why=why, nodes=_names([node])) for node, name, why in network.declined]
+        if not found and self.options.required:
+            raise _nothing(model, network)
+        return [*found, *declined]
+
+    def borders(self, model: ir.Model, sites: Sequence[Site]) -> Sequence[Border]:
+        """The values that pass between operators, those through passing nodes included."""
+        assert self._style is not None, "sites are listed first"
+        known = {site.name: site for site in sites}
+        network = networks.analyze(model, self._style)
+        found = []
+        for operator in network.operators.values():
+            site = known.get(operator.name)
+            for value in network.inputs(operator):
+                found += [
+                    Border(known.get(maker.name) if maker else None, site, network.elements(value))
+                    for maker in dict.fromkeys(network.makers(value))
+                ]
+            if None in network.readers(operator.output) and operator.node.op_type not in self._style.float_outputs:
+                found.append(Border(site, None, network.elements(operator.output)))
+        return [border for border in found if border.a is not border.b]
+
+    def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
+        """Quantize the planned operators."""
+        network = self._analyze(model, context)
+        chosen = networks.chosen(network, (site.name for site in plan))
+        parameters = self._parameters(network, self._ranges(network, context))
+        changes, fitting = [], []
+        for operator in chosen:
+            why = _misfit(operator, parameters[network.source(operator.output)], network.style)
+            if why is None:
+                fitting.append(operator)
+            else:
+                changes.append(Change(operator.name, "left alone", why, done=False))
+        weighted = [operator for operator in fitting if operator.weight is not None]
+        integers = {operator.name: self._integers(network, operator, parameters) for operator in weighted}
+        Placer(network, parameters).place(fitting, integers)
+        return [*(Change(operator.name, self._what(operator), "as planned") for operator in fitting), *changes]
+
+    # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _analyze(self, model: ir.Model, context: Context) -> Network:
+        self._style = self._styled(context)
+        _check_opset(model, self._style)
+        return networks.analyze(model, self._style)
+
+    def _styled(self, context: Context) -> Quantization:
+        """The target's style with what the options override."""
+        style = context.target.quantization
+        if style is None:
+            hint = "Give the target's file a 'quantization:', or choose another target."
+            raise UsageError("nothing is known of integers on this target", where=f"target {context.target.name}", hint=hint)
+        given = self.options.model_dump(include={"activations", "symmetric", "per_channel", "weight_bits"}, exclude_none=True)
+        return style.model_copy(update=given)
+
+    @property
+    def _known_style(self) -> Quantization:
+        assert self._style is not None
+        return self._style
+
+    @property
+    def _dtype(self) -> ir.DataType:
+        return ir.DataType[self._known_style.activations.upper()]
+
+    def _ranges(self, network: Network, context: Context) -> dict[ir.Value, tuple[float, float]]:
+        """The range of each source that an operator reads or makes, whatever is planned: so that it is observed once."""
+        method, style = self.options.method, self._known_style
+        values = {value.name or "": value for value in network.observed()}
+        fixed = {name: known for name, value in values.items() if (known := _known_range(value)) is not None}
+        wanted = {name: [ranges.OBSERVERS[method]] for name in values if name not in fixed}
+        found = context.observe(network.model, wanted, samples=self.options.samples)
+        first, last = limits(self._dtype, symmetric=style.symmetric)
+        chosen = dict(fixed)
+        for name, [result] in found.items():
+            chosen[name] = ranges.choose(result, method, levels=last - first + 1, symmetric=style.symmetric)
+        return networks.join(network, {value: chosen[name] for name, value in values.items()})
+
+    def _parameters(self, network: Network, found: Mapping[ir.Value, tuple[float, float]]) -> dict[ir.Value, Parameters]:
+        """Parameters of each source, and of each constant that is quantized like an activation."""
+        dtype, symmetric = self._dtype, self._known_style.symmetric
+        made = {value: from_range(low, high, dtype, symmetric=symmetric) for value, (low, high) in found.items()}
+        for operator in network.operators.values():
+            for index in operator.constants:
+                value = operator.node.inputs[index]
+                tensor = constant(value)
+                assert value is not None
+                assert tensor is not None
+                array = tensor.numpy()
+                low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+                made[value] = from_range(low, high, dtype, symmetric=symmetric)
+        return made
+
+    def _integers(self, network: Network, operator: Operator, parameters: Mapping[ir.Value, Parameters]) -> Weights:
+        """The operator's weight and bias as integers."""
+        style, node = self._known_style, operator.node
+        scale = float(parameters[network.source(_value(node, 0))].scale)
+        tensor = constant(node.inputs[1])
+        assert tensor is not None
+        alpha = node.attributes.get_float("alpha", 1.0)
+        array = tensor.numpy() if alpha == 1 else tensor.numpy() * np.float32(alpha)
+        bias = _bias(operator, array)
+        key = (id(tensor), alpha, operator.weight_axis if style.per_channel else None)
+        if key not in self._weights:
+            found = weights.parameters(array, key[2], style.weight_bits, self.options.weight_method)
+            self._weights[key] = tensor, found
+        made = self._weights[key][1]
+        if not style.bias:
+            return Weights(quantize(array, made), made, bias)
+        made = weights.fit_bias(made, array, bias, scale)
+        if bias is None:
+            return Weights(quantize(array, made), made)
+        of_bias = weights.bias_parameters(made, scale)
+        return Weights(quantize(array, made), made, weights.quantize_bias(bias, of_bias), of_bias)
+
+    def _what(self, operator: Operator) -> str:
+        style = self._known_style
+        if operator.weight is None:
+            return style.activations
+        kind = "per channel" if style.per_channel and operator.weight_axis is not None else "per tensor"
+        return f"{style.activations} activations, {style.weights} weights {kind}"
+
+
+def _site(operator: Operator) -> Site:
+    return Site(operator.name, operator.node.op_type, (INT8,), nodes=_names(operator.nodes))
+
+
+def _names(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes if node.name)
+
+
+def _value(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def _nothing(model: ir.Model, network: Network) -> ModelError:
+    """The error for a model with nothing to quantize: how often which reason."""
+    count = len(network.declined)
+    if not count:
+        kinds = ", ".join(network.style.static)
+        what = f"nothing can be quantized: the target has integer kernels for {kinds}, and the model has none of these"
+        return ModelError(what)
+    reasons: dict[str, int] = {}
+    for _, _, why in network.declined:
+        reasons[why] = reasons.get(why, 0) + 1
+    said = "; ".join(f"{number} × {why}" for why, number in sorted(reasons.items(), key=lambda item: -item[1])[:3])
+    quantized = any(node.op_type in QUANTIZERS for node in models.nodes(model))
+    hint = "The model is quantized already: start from the float model." if quantized else None
+    return ModelError(f"0 of {count} operators can be quantized: {said}", hint=hint)
+
+
+def _check_opset(model: ir.Model, style: Quantization) -> None:
+    """Raise ModelError where the model's version of the operators has not what the style needs."""
+    needed, why = OPSET, "scales per channel"
+    if style.activations == "uint16":
+        needed, why = OPSET_16_BITS, "16-bit activations"
+    opset = models.opset(model)
+    if opset < needed:
+        hint = f"Upgrade it: --set shapes.opset.version={max(needed, 20)} (a lossless pass, checked like any other)."
+        raise ModelError(f"the model is at opset {opset}, and quantizing with {why} needs {needed}", hint=hint)
+
+
+def _known_range(value: ir.Value) -> tuple[float, float] | None:
+    node = value.producer()
+    return None if node is None else OUTPUT_RANGE.get(node.op_type)
+
+
+def _bias(operator: Operator, weight: Array) -> Array | None:
+    """The bias as float32 [channels]."""
+    if operator.bias is None:
+        return None
+    owner, index = operator.bias
+    tensor = constant(owner.inputs[index])
+    assert tensor is not None
+    axis = operator.weight_axis if operator.weight_axis is not None else weight.ndim - 1
+    beta = owner.attributes.get_float("beta", 1.0) if owner.op_type == "Gemm" else 1.0
+    return np.broadcast_to(tensor.numpy().reshape(-1) * np.float32(beta), (weight.shape[axis],)).copy()
+
+
+def _misfit(operator: Operator, output: Parameters, style: Quantization) -> str | None:
+    """Why the quantization of the output would not do the work of the Relu or Clip that was taken in; None when it does."""
+    if operator.activation is None or style.fuses_activations:
+        return None
+    ends = np.array(operators.bounds(operator.activation), np.float64) / float(output.scale)
+    first, last = np.round(ends) + float(output.zero_point)
+    if first <= output.low and last >= output.high:
+        return None
+    return f"its output has a range that does not do the work of its {operator.activation.op_type}"
