@@ -232,12 +232,16 @@ class Availability:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Mean time of one node of the graph as the runtime executes it, per run of the model."""
+    """Median time of one node of the graph as the runtime executes it, per run of the model."""
 
     name: str
     op_type: str
     provider: str
     milliseconds: float
+    origin: str = ""
+    """Name of the model's node that it was made of, or of a value that this one computes; of several fused ones, the last."""
+    integer: bool = False
+    """Whether the kernel computes in integers."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ a run happens in the calling thread alone, so that its CPU time is its cost what
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import json
 import os
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,9 @@ class OnnxRuntime(Runtime):
         return _OrtSession(session, model, options.threads, time.perf_counter() - start)
 
     def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
-        """Mean milliseconds of each node of the optimized graph, fused nodes as such, in order of their first execution.
+        """Median milliseconds of each node of the optimized graph, fused nodes as such, in order of their first execution.
+
+        A node that onnxruntime made of one of the model's has its name, or the name of the value that it computes, and a suffix.
 
         Times are onnxruntime's own wall times with a resolution of 1 us. A node with a body (If, Loop, Scan) has its own time
         only: what the body's nodes take is theirs. Runs that warm up are not counted; a slow model has fewer rounds.
@@ -352,25 +356,36 @@ def _load_error(error: Exception, model: Path | bytes) -> ModelError:
 # --------------------------------------------------------------------------------------------------------------- profile
 
 
+_RENAMED = re.compile(r"_nchwc$|_token_\d+$|/duplicated$")
+"""What onnxruntime appends to the name of a node, or of its output, when it replaces the node by another of its own."""
+_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
+"""Operators of the optimized graph that compute in integers."""
+
+
 def _node_times(trace: Sequence[Mapping[str, Any]], rounds: int) -> list[NodeTime]:
-    """Mean self time per node over the last ``rounds`` runs of a profile (Chrome trace events, times in us)."""
+    """Self time per node, the median of the last ``rounds`` runs of a profile (Chrome trace events, times in us)."""
     starts = sorted(event["ts"] for event in trace if event.get("name") == "model_run")
     if len(starts) < rounds:  # onnxruntime keeps the first million events only
         raise ModelError("it executes too many nodes in a run to be profiled")
-    begin = starts[-rounds]
-    events = [e for e in trace if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= begin]
+    starts = starts[-rounds:]
+    events = [e for e in trace if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= starts[0]]
     events.sort(key=lambda event: (event["ts"], -event["dur"]))  # a node with a body comes before the body's nodes
-    total: dict[tuple[str, str, str], float] = {}
-    around: list[tuple[int, tuple[str, str, str]]] = []  # end and key of the nodes that are still running
+    total: dict[tuple[str, str, str], list[float]] = {}
+    around: list[tuple[int, int, tuple[str, str, str]]] = []  # end, run and key of the nodes that are still running
     for event in events:
         fields = event["args"]
         op_type = fields["op_name"]
         name = event["name"].removesuffix("_kernel_time") or f"{op_type} #{fields['node_index']}"
         key = (name, op_type, fields["provider"])
+        run = bisect.bisect_right(starts, event["ts"]) - 1
         while around and around[-1][0] <= event["ts"]:
             around.pop()
         if around:
-            total[around[-1][1]] -= event["dur"]
-        total[key] = total.get(key, 0.0) + event["dur"]
-        around.append((event["ts"] + event["dur"], key))
-    return [NodeTime(*key, milliseconds=max(0.0, us) / 1000 / rounds) for key, us in total.items()]
+            _, outer_run, outer = around[-1]
+            total[outer][outer_run] -= event["dur"]
+        total.setdefault(key, [0.0] * rounds)[run] += event["dur"]
+        around.append((event["ts"] + event["dur"], run, key))
+    return [
+        NodeTime(*key, max(0.0, median(us)) / 1000, _RENAMED.sub("", key[0]), _INTEGER.match(key[1]) is not None)
+        for key, us in total.items()
+    ]

@@ -129,8 +129,8 @@ class OperatorTime(_Part):
     """Time spent in all nodes of one type, in the graphs that the runtime made of both files; 0 where it has none."""
 
     op_type: str
-    before_ms: float = Field(description="mean per run of the model")
-    after_ms: float = Field(description="mean per run of the model")
+    before_ms: float = Field(description="per run of the model")
+    after_ms: float = Field(description="per run of the model")
     before_count: int
     after_count: int
 
