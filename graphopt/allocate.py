@@ -1,14 +1,33 @@
 """Chooses a setting for each site of a LossyPass.
 
-``uniform`` is the simplest strategy: every site the same distance from gentle to harsh. It yields plans from the
-harshest to the gentlest, so that the first one that holds the budget is the one that gives most.
+``uniform``: every site the same distance from gentle to harsh. It yields plans from the harshest to the gentlest, so
+that the first one that holds the budget is the one that gives most.
+
+``by_site``: each site changed or left alone. What pays by the clock first (``payoff.py``); then, if that costs too much
+accuracy, the sites that do most damage for the time that they save go back, by a price on damage that is raised until
+the budget holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from .contracts import Plan, Site
+import numpy as np
+
+from .contracts import Plan, Progress, Site
+from .payoff import Estimate, Times
+
+_TRIED = 4
+"""Mixed plans that are timed at most, besides the one with every site."""
+_CAUTIONS = (1.0, 3.0)
+"""Factors on the cost of borders in the first plans that are cut: the runtime may lose more at a border than was measured."""
+_PRICES = 63
+"""Prices on damage, from one that takes hardly a site back to one that takes all: log2 of them is the number of trials."""
+_BEYOND = 1e3
+"""A noise-to-signal ratio that stands for any larger one."""
+_TAKEN_BACK = "left alone: changing it costs more accuracy than the budget allows for the time that it saves"
 
 
 def uniform(sites: Sequence[Site]) -> Iterator[Plan]:
@@ -21,3 +40,117 @@ def uniform(sites: Sequence[Site]) -> Iterator[Plan]:
         plan = {site: site.settings[-1 - gentler] for site in sites if gentler < len(site.settings)}
         if plan:
             yield plan
+
+
+def harshest(sites: Sequence[Site] | frozenset[Site]) -> Plan:
+    """Every one of these sites at its harshest setting."""
+    return {site: site.settings[-1] for site in sites}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which sites are changed, and for each other one why it is left alone."""
+
+    sites: frozenset[Site]
+    left: Mapping[Site, str]
+    speedup: float | None = None
+    """Of the plan against the model before, as timed; None when it was not."""
+
+
+def fastest(
+    estimate: Estimate,
+    speedup: Callable[[frozenset[Site]], float],
+    times: Callable[[frozenset[Site]], Times],
+    progress: Progress,
+) -> Choice:
+    """The sites that make the model fastest, by the clock.
+
+    Args:
+        estimate: The sites' times; corrected in place by what is measured.
+        speedup: Times the model with these sites changed against the model before.
+        times: Profiles the model with these sites changed.
+        progress: Told each plan that was timed.
+    """
+    everything = frozenset(estimate.sites)
+    measured: dict[frozenset[Site], float] = {}
+    with progress.stage("timing which sites pay", 1 + _TRIED) as step:
+
+        def tried(plan: frozenset[Site]) -> bool:
+            if not plan or plan in measured or len(measured) > _TRIED:
+                return True
+            measured[plan] = speedup(plan)
+            step(1)
+            return False
+
+        tried(everything)
+        for caution in _CAUTIONS:
+            tried(estimate.cheapest(caution))
+        while not tried(plan := _corrected(estimate, times, measured)):
+            del plan
+    best = max(measured, key=lambda plan: measured[plan])
+    left = {site: _slower(site, estimate) for site in estimate.sites if site not in best}
+    return Choice(best, left, measured[best])
+
+
+def _corrected(
+    estimate: Estimate, times: Callable[[frozenset[Site]], Times], measured: Mapping[frozenset[Site], float]
+) -> frozenset[Site]:
+    """The next plan, after a look into the fastest one so far."""
+    best = max(measured, key=lambda plan: measured[plan])
+    estimate.learn(best, times(best))
+    return estimate.cheapest()
+
+
+def _slower(site: Site, estimate: Estimate) -> str:
+    alone, changed = estimate.alone[site], estimate.changed[site]
+    if changed > alone:
+        return f"slower when changed: {1000 * changed:.0f} us instead of {1000 * alone:.0f} us"
+    return f"saves {1000 * (alone - changed):.0f} us, less than the conversions at its borders cost"
+
+
+def within_budget(
+    choice: Choice,
+    estimate: Estimate,
+    damage: Mapping[Site, float],
+    over: Callable[[frozenset[Site]], str | None],
+    progress: Progress,
+) -> Choice | None:
+    """The sites of ``choice`` that may stay changed so that the budget holds, saving as much as possible; None when none may.
+
+    Args:
+        choice: The sites that pay; together they cost too much accuracy.
+        estimate: What each site saves.
+        damage: What each site alone does to the outputs.
+        over: Why the model with these sites changed is over the budget; None when it is not.
+        progress: Told each plan that was evaluated.
+    """
+    paying = replace(
+        estimate,
+        sites=[site for site in estimate.sites if site in choice.sites],
+        borders=[b for b in estimate.borders if {b.a, b.b} - {None} <= choice.sites],
+        tied=[pair for pair in estimate.tied if choice.sites.issuperset(pair)],
+    )
+    ratios = [
+        (paying.alone[site] - paying.changed[site]) / damage[site]
+        for site in paying.sites
+        if 0 < damage[site] < math.inf and paying.alone[site] > paying.changed[site]
+    ]
+    if not ratios:
+        return None
+    bounded = {site: min(damage[site], _BEYOND) for site in paying.sites}
+    known: dict[frozenset[Site], bool] = {choice.sites: False, frozenset(): True}
+    gentle, harsh = _PRICES, -1  # numbers of prices: at the first one the budget holds, at the second it does not
+    prices = np.geomspace(min(ratios) / 10, 10 * max(ratios), _PRICES)
+    plans = [choice.sites] * _PRICES
+    with progress.stage("leaving sites alone until the budget holds", math.ceil(math.log2(_PRICES + 1))) as step:
+        while gentle - harsh > 1:
+            middle = (gentle + harsh) // 2
+            plans[middle] = plan = paying.cheapest(damage=bounded, price=float(prices[middle]))
+            if plan not in known:
+                known[plan] = over(plan) is None
+            gentle, harsh = (middle, harsh) if known[plan] else (gentle, middle)
+            step(1)
+    if gentle == _PRICES or not plans[gentle]:
+        return None
+    found = plans[gentle]
+    return Choice(found, {**choice.left, **dict.fromkeys(choice.sites - found, _TAKEN_BACK)})

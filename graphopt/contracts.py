@@ -135,6 +135,8 @@ class Context:
     progress: Progress
     exclude: Sequence[str] = ()
     """Glob patterns of node or site names that must be left alone."""
+    draft: bool = False
+    """Whether the result is only timed, or used to rank sites: what serves accuracy alone and takes long may be left out."""
     growth_bytes: int | None = None
     """By how many bytes this pass may still make the weights grow; None: a pass decides (1 MB or 5 %)."""
     observed: Cache | None = None
@@ -202,6 +204,10 @@ class Pass(BasePass):
 
 class LossyPass(BasePass):
     """A rewrite that may cost accuracy. The core chooses a setting per site under the user's budget."""
+
+    per_site: ClassVar[bool] = False
+    """Whether each site may be changed or left alone for itself, by measured time and accuracy; else all go together, from
+    harsh to gentle. ``apply`` is then called for many plans on clones of one model: it ought to keep what it can use again."""
 
     @abc.abstractmethod
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:

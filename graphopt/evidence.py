@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from . import evaluate, timing
-from .contracts import Array, NodeTime, Progress, Runtime, Session, SessionOptions
+from .contracts import Array, NodeTime, Progress, Runtime, Session, SessionOptions, Silent
 from .dataset import Dataset
 from .errors import ModelError
 from .metrics import MetricFactory
 from .report.schema import MetricRow, OperatorTime, OutputDivergence, Timing, Validation
 from .targets import Target
+
+_SHARE = 4
+"""A plan that is one of several gets this part of the time limit; the written file gets all of it."""
+_PROFILE_ROUNDS = 30
 
 
 class Unusable(Exception):  # noqa: N818 - it says what happened, and is caught by the one who asked
@@ -138,6 +142,23 @@ class Evidence:
         if found.metric is None or self.max_drop is None or found.metric.drop <= self.max_drop + 1e-12:
             return None
         return f"{found.metric.name} falls by {found.metric.drop:.4g}, more than {self.max_drop:g}"
+
+    def speedup(self, before: Path, candidate: Path) -> float:
+        """How many times as fast as ``before`` the candidate is, by the clock, in a share of the time limit."""
+        feed = next(iter(self.data.first(1).batches())).feed
+        measured = timing.compare(
+            lambda: self.open(before),
+            lambda: self.open(candidate),
+            feed,
+            limit_seconds=self.time_limit / _SHARE,
+            rng=np.random.default_rng(self.seed),
+            progress=Silent(),
+        )
+        return measured.speedup
+
+    def profile(self, path: Path) -> Sequence[NodeTime]:
+        """Time per node of a file, on the first sample."""
+        return self.runtime.profile(path, self.target, next(iter(self.data.first(1).batches())).feed, _PROFILE_ROUNDS)
 
     def time(self, candidate: Path) -> Timing:
         """Time the file against the original, interleaved, one sample a run, and profile both by operator."""

@@ -36,8 +36,9 @@ from .journal import Done, Journal
 from .model import ExternalData
 from .recipe import Recipe, Step
 from .report.schema import ChangeRow, PassRow, Report
+from .stage import Stage
 from .targets import Target
-from .trial import Stage, Trial, is_narrowed
+from .trial import Trial, is_narrowed
 from .verdict import Judgement
 
 LISTED_CHANGES = 5000
@@ -307,7 +308,14 @@ class _Run:
 
     def _run(self, journal: Journal) -> Report:
         job, original = self.job, self.stages[0]
-        trial = Trial(_passes_full_check(original.model), self.evidence, job.verify, job.external_data)
+        trial = Trial(
+            full_check=_passes_full_check(original.model),
+            evidence=self.evidence,
+            verify=job.verify,
+            external_data=job.external_data,
+            timing=job.timing,
+            goal=job.budget.goal,
+        )
         for index, step in enumerate(job.recipe.steps):
             if index < len(journal.done):
                 self._restore(journal.done[index], step)

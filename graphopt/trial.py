@@ -7,48 +7,24 @@ outcome says why.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
-from . import allocate, model
-from .contracts import Change, Context, LossyPass, Pass, TensorSpec
+from . import lossy, model
+from .contracts import Context, LossyPass, Pass, TensorSpec
 from .errors import GraphoptError, ModelError
 from .evidence import Evidence
+from .stage import Outcome, Stage
 
 _LOG = logging.getLogger(__name__)
 
 CHECK_SAMPLES = 16
 """Samples of the differential run after a lossless pass; the written file is compared on all."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The model after a pass that was kept, and the file that it is in. The first stage of a run is the input."""
-
-    model: ir.Model
-    path: Path
-    nodes: int
-    bytes: int
-    row: int | None = None
-    """Index of the pass in the report; None: no pass changed anything."""
-    lossy: bool = False
-    """Whether a lossy pass was kept up to here."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a pass. With a ``model``, that is the new stage, and ``path`` is its file; else all is as before."""
-
-    kept: bool
-    why: str
-    changes: Sequence[Change] = ()
-    model: ir.Model | None = None
-    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +36,9 @@ class Trial:
     evidence: Evidence | None
     verify: bool
     external_data: model.ExternalData
+    timing: bool
+    """Whether candidates of lossy passes may be timed."""
+    goal: Literal["latency", "size"]
 
     def run(self, rewrite: Pass | LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
         """Try ``rewrite`` on the model ``before``; a result that is kept is written to ``path``.
@@ -69,7 +48,7 @@ class Trial:
         """
         try:
             if isinstance(rewrite, LossyPass):
-                return self._lossy(rewrite, before, path, context)
+                return lossy.attempt(self, rewrite, before, path, context)
             return self._lossless(rewrite, before, path, context)
         except GraphoptError:
             raise
@@ -82,7 +61,7 @@ class Trial:
         changes = rewrite.apply(candidate, context)
         if not any(change.done for change in changes):
             return Outcome(True, "nothing to change", changes)
-        problem = self._write(before, candidate, path, narrower=rewrite.changes_signature)
+        problem = self.write(before, candidate, path, narrower=rewrite.changes_signature)
         if problem is None and self.evidence is not None:
             earlier = before.path if before.lossy else None
             evidence = self.evidence
@@ -92,27 +71,7 @@ class Trial:
         why = "the outputs agree with the model before" if self.verify else "not compared (--verify off)"
         return Outcome(True, why, changes, candidate, path)
 
-    def _lossy(self, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
-        """Try plans from harsh to gentle; the first that holds the budget is kept."""
-        assert self.evidence is not None, "a recipe with a lossy pass is not started without data"
-        offered = rewrite.sites(before.model, context)
-        sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
-        declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
-        if not sites:
-            return Outcome(True, f"nothing to change: 0 of {len(offered)} sites can be treated", declined)
-        tried: list[str] = []
-        for plan in allocate.uniform(sites):
-            candidate = model.clone(before.model)
-            changes = [*rewrite.apply(candidate, plan, context), *declined]
-            problem = self._write(before, candidate, path) or self.evidence.over_budget(path)
-            if problem is None:
-                why = f"{len(plan)} of {len(offered)} sites, within the budget"
-                return Outcome(True, "; ".join([why, *(f"not {t}" for t in tried)]), changes, candidate, path)
-            labels = sorted({setting.label for setting in plan.values()})
-            tried.append(f"{', '.join(labels)}: {problem}")
-        return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", declined)
-
-    def _write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
+    def write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
         """Check a candidate and write it; what is wrong with it, if anything.
 
         With ``narrower`` it may take fewer shapes than the model before.

@@ -1,0 +1,175 @@
+"""A lossy pass on trial: a plan for its sites is chosen that pays and holds the budget, or the pass is undone.
+
+A pass whose sites go together backs off from harsh settings to gentle ones until the budget holds. One whose sites are chosen
+for themselves (``per_site``) is built with all of them, and with none; where that helps, each site is decided by measurement
+(``allocate.py``). Every candidate is a file that the target opens: nothing is judged that could not be written.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from . import allocate, model, payoff, sensitivity
+from .contracts import Change, Context, LossyPass, Plan, Session, Setting, Site
+from .evidence import Evidence, Unusable
+from .graphs import constant
+from .sensitivity import Sensitivity
+from .stage import Outcome, Stage
+
+if TYPE_CHECKING:
+    from .trial import Trial
+
+_WORTH = 1.0
+"""The least speed-up over the model before, as timed, for which a plan is kept under the goal of latency."""
+
+
+def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
+    """Find a plan for the sites that the pass offers; the model that is kept is written to ``path``."""
+    assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
+    offered = rewrite.sites(before.model, context)
+    sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
+    declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
+    if not sites:
+        reasons = sorted({change.why for change in declined})
+        why = f"nothing to change: 0 of {len(offered)} sites can be treated"
+        return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, declined)
+    work = _Work(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered))
+    return work.by_site() if rewrite.per_site else work.together()
+
+
+@dataclass
+class _Work:
+    """One pass on one model: builds candidates and judges them."""
+
+    trial: Trial
+    evidence: Evidence
+    rewrite: LossyPass
+    before: Stage
+    path: Path
+    context: Context
+    sites: Sequence[Site]
+    declined: Sequence[Change]
+    offered: int
+
+    def together(self) -> Outcome:
+        """Try plans from harsh to gentle; the first that holds the budget is kept."""
+        tried: list[str] = []
+        for plan in allocate.uniform(self.sites):
+            candidate, changes, problem = self._final(plan)
+            if problem is None:
+                return self._kept(plan, candidate, changes, tried)
+            labels = sorted({setting.label for setting in plan.values()})
+            tried.append(f"{', '.join(labels)}: {problem}")
+        return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", self.declined)
+
+    def by_site(self) -> Outcome:
+        """Decide each site for itself: first what pays, then what the budget allows."""
+        try:
+            estimate, choice = self._what_pays()
+        except Unusable as error:
+            return Outcome(False, str(error), self.declined)
+        left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
+        if choice.speedup is not None and choice.speedup < _WORTH:
+            why = f"slower than before wherever it was tried: at best {choice.speedup:.2f}x, with {len(choice.sites)} sites"
+            return Outcome(False, why, [*left, *self.declined])
+        plan = allocate.harshest(choice.sites)
+        candidate, changes, problem = self._final(plan)
+        if problem is None:
+            return self._kept(plan, candidate, [*changes, *left], [])
+        ranking = self._ranking(choice.sites)
+        damage = {one.site: one.damage for one in ranking}
+        found = allocate.within_budget(choice, estimate, damage, self._over, self.context.progress)
+        if found is None:
+            why = f"no choice of sites holds the budget; all {len(plan)} that pay: {problem}"
+            return Outcome(False, why, [*left, *self.declined], sensitivities=ranking)
+        plan = allocate.harshest(found.sites)
+        candidate, changes, refused = self._final(plan)
+        if refused is not None:
+            return Outcome(False, refused, [*left, *self.declined], sensitivities=ranking)
+        left = [Change(site.name, "left alone", why, done=False) for site, why in found.left.items()]
+        return self._kept(plan, candidate, [*changes, *left], [f"all that pay: {problem}"], ranking)
+
+    # ----------------------------------------------------------------------------------------------------------- candidates
+
+    def _final(self, plan: Plan) -> tuple[ir.Model, Sequence[Change], str | None]:
+        """The model with the plan, as it would be kept, and what is wrong with it."""
+        candidate = model.clone(self.before.model)
+        changes = self.rewrite.apply(candidate, plan, self.context)
+        return candidate, changes, self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path)
+
+    def _over(self, chosen: frozenset[Site]) -> str | None:
+        return self._final(allocate.harshest(chosen))[2]
+
+    def _kept(
+        self,
+        plan: Plan,
+        candidate: ir.Model,
+        changes: Sequence[Change],
+        tried: Sequence[str],
+        ranking: Sequence[Sensitivity] = (),
+    ) -> Outcome:
+        why = "; ".join([f"{len(plan)} of {self.offered} sites, within the budget", *(f"not {t}" for t in tried)])
+        return Outcome(True, why, [*changes, *self.declined], candidate, self.path, ranking)
+
+    def _draft(self, plan: Plan) -> ir.Model:
+        """The model with the plan, written to ``path`` in a form that is good enough to be timed."""
+        candidate = model.clone(self.before.model)
+        self.rewrite.apply(candidate, plan, replace(self.context, draft=True))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(candidate, self.path, self.trial.external_data)
+        return candidate
+
+    # ------------------------------------------------------------------------------------------------------------- measuring
+
+    def _what_pays(self) -> tuple[payoff.Estimate, allocate.Choice]:
+        """The sites that make the model faster (or smaller), and what is known of the times of all.
+
+        Raises:
+            Unusable: The target cannot run the model with every site changed.
+        """
+        everything = frozenset(self.sites)
+        if not self.trial.timing or self.trial.goal == "size":
+            size = {site: float(_weight_bytes(self.before.model, site)) for site in self.sites}
+            smaller = {site: bytes_ / 4 for site, bytes_ in size.items()}
+            return payoff.Estimate(self.sites, (), size, smaller, 0.0), allocate.Choice(everything, {})
+        with self.context.progress.stage("profiling with every site and with none"):
+            changed = self._draft(allocate.harshest(everything))
+            if (problem := self.evidence.refused(self.path)) is not None:
+                raise Unusable(problem)
+            estimate = payoff.Estimate.of(
+                self.sites,
+                self.rewrite.borders(self.before.model, self.sites),
+                payoff.attribute(self.evidence.profile(self.before.path), self.before.model, self.sites),
+                payoff.attribute(self.evidence.profile(self.path), changed, self.sites),
+            )
+        return estimate, allocate.fastest(estimate, self._speedup, self._times, self.context.progress)
+
+    def _speedup(self, chosen: frozenset[Site]) -> float:
+        self._draft(allocate.harshest(chosen))
+        return self.evidence.speedup(self.before.path, self.path)
+
+    def _times(self, chosen: frozenset[Site]) -> payoff.Times:
+        candidate = self._draft(allocate.harshest(chosen))
+        return payoff.attribute(self.evidence.profile(self.path), candidate, self.sites)
+
+    def _ranking(self, chosen: frozenset[Site]) -> list[Sensitivity]:
+        def open_with(site: Site, setting: Setting) -> Session:
+            self._draft({site: setting})
+            return self.evidence.open(self.path)
+
+        with self.evidence.open(self.before.path) as session:
+            settings = [*allocate.harshest(chosen).items()]
+            return sensitivity.alone(settings, open_with, session, self.evidence.data, self.context.progress)
+
+
+def _weight_bytes(graph: ir.Model, site: Site) -> int:
+    """Bytes of the constants that the site's nodes read."""
+    nodes = [node for node in graph.graph.all_nodes() if node.name in site.nodes]
+    tensors = [tensor for node in nodes for value in node.inputs if (tensor := constant(value)) is not None]
+    return sum(tensor.nbytes for tensor in tensors)
