@@ -25,26 +25,24 @@ from .stage import Outcome, Stage
 if TYPE_CHECKING:
     from .trial import Trial
 
+_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
+"""Operators that turn numbers of one type into another."""
 _WORTH = 1.0
 """The least speed-up over the model before, as timed, for which a plan is kept under the goal of latency."""
 
 
 def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
     """Find a plan for the sites that the pass offers; the model that is kept is written to ``path``."""
-    assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
-    offered = rewrite.sites(before.model, context)
-    sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
-    declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
-    if not sites:
-        reasons = sorted({change.why for change in declined})
-        why = f"nothing to change: 0 of {len(offered)} sites can be treated"
-        return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, declined)
-    work = _Work(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered))
+    work = Work.begin(trial, rewrite, before, path, context)
+    if not work.sites:
+        reasons = sorted({change.why for change in work.declined})
+        why = f"nothing to change: 0 of {work.offered} sites can be treated"
+        return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, work.declined)
     return work.by_site() if rewrite.per_site else work.together()
 
 
 @dataclass
-class _Work:
+class Work:
     """One pass on one model: builds candidates and judges them."""
 
     trial: Trial
@@ -57,6 +55,15 @@ class _Work:
     declined: Sequence[Change]
     offered: int
 
+    @classmethod
+    def begin(cls, trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Work:
+        """List the sites that may be changed: those that the pass offers with settings and the user does not exclude."""
+        assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
+        offered = rewrite.sites(before.model, context)
+        sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
+        declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
+        return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered))
+
     def together(self) -> Outcome:
         """Try plans from harsh to gentle; the first that holds the budget is kept."""
         tried: list[str] = []
@@ -67,6 +74,10 @@ class _Work:
             labels = sorted({setting.label for setting in plan.values()})
             tried.append(f"{', '.join(labels)}: {problem}")
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", self.declined)
+
+    def ranking(self, samples: int = sensitivity.SAMPLES) -> list[Sensitivity]:
+        """Every site by what it does alone, on so many samples; the most sensitive first."""
+        return self._ranking(frozenset(self.sites), samples)
 
     def by_site(self) -> Outcome:
         """Decide each site for itself: first what pays, then what the budget allows."""
@@ -106,6 +117,19 @@ class _Work:
     def _over(self, chosen: frozenset[Site]) -> str | None:
         return self._final(allocate.harshest(chosen))[2]
 
+    def _integers(self, plan: Plan, candidate: ir.Model) -> tuple[str, list[Change]]:
+        """How many sites the runtime computes in integers, in words, and the planned ones that it does not."""
+        profile = self.evidence.profile(self.path)
+        if not any(kernel.integer for kernel in profile):
+            return "", []
+        found = payoff.attribute(profile, candidate, self.sites)
+        floating = [site for site in plan if site in found.sites and site not in found.integer]
+        staying = [kernel for kernel in profile if kernel.op_type in _CONVERSIONS]
+        spent = sum(kernel.milliseconds for kernel in staying)
+        said = f"{len(found.integer)} as integer kernels, {len(staying)} conversions stay ({1000 * spent:.0f} us)"
+        why = "the runtime made no integer kernel of it"
+        return said, [Change(site.name, "computed in float all the same", why, done=False) for site in floating]
+
     def _kept(
         self,
         plan: Plan,
@@ -114,8 +138,10 @@ class _Work:
         tried: Sequence[str],
         ranking: Sequence[Sensitivity] = (),
     ) -> Outcome:
-        why = "; ".join([f"{len(plan)} of {self.offered} sites, within the budget", *(f"not {t}" for t in tried)])
-        return Outcome(True, why, [*changes, *self.declined], candidate, self.path, ranking)
+        integers, floating = self._integers(plan, candidate)
+        done = [f"{len(plan)} of {self.offered} sites", *([integers] if integers else []), "within the budget"]
+        why = "; ".join([", ".join(done), *(f"not {t}" for t in tried)])
+        return Outcome(True, why, [*changes, *floating, *self.declined], candidate, self.path, ranking)
 
     def _draft(self, plan: Plan) -> ir.Model:
         """The model with the plan, written to ``path`` in a form that is good enough to be timed."""
@@ -158,14 +184,14 @@ class _Work:
         candidate = self._draft(allocate.harshest(chosen))
         return payoff.attribute(self.evidence.profile(self.path), candidate, self.sites)
 
-    def _ranking(self, chosen: frozenset[Site]) -> list[Sensitivity]:
+    def _ranking(self, chosen: frozenset[Site], samples: int = sensitivity.SAMPLES) -> list[Sensitivity]:
         def open_with(site: Site, setting: Setting) -> Session:
             self._draft({site: setting})
             return self.evidence.open(self.path)
 
         with self.evidence.open(self.before.path) as session:
             settings = [*allocate.harshest(chosen).items()]
-            return sensitivity.alone(settings, open_with, session, self.evidence.data, self.context.progress)
+            return sensitivity.alone(settings, open_with, session, self.evidence.data, self.context.progress, samples)
 
 
 def _weight_bytes(graph: ir.Model, site: Site) -> int:

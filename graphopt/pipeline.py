@@ -11,12 +11,10 @@ signature or changes an answer is undone and named in the report; nothing is wri
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -25,13 +23,13 @@ import numpy as np
 import onnx_ir as ir
 
 from . import __version__, evaluate, inspection, metrics, model, observe, targets, verdict
-from . import recipe as recipes
-from .contracts import Budget, Context, LossyPass, Need, Pass, Progress, Session, SessionOptions, Silent
+from .contracts import Context, LossyPass, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
-from .errors import BudgetError, DataError, GraphoptError, ModelError, UsageError
+from .errors import BudgetError, DataError, GraphoptError, ModelError
 from .evidence import Evidence
+from .job import Job, prepare
 from .journal import Done, Journal
 from .model import ExternalData
 from .recipe import Recipe, Step
@@ -43,32 +41,6 @@ from .verdict import Judgement
 
 LISTED_CHANGES = 5000
 """Changes listed per pass in the report; the rest is counted."""
-LOSSY_MAX_DROP = 0.01
-"""The budget of recipes with lossy passes when the user gives none."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides one run; made and checked by ``optimize``."""
-
-    model: Path
-    output: Path
-    recipe: Recipe
-    target: Target
-    data: str | None
-    eval_data: str | None
-    images: str | None
-    dims: Mapping[str, int]
-    metric: str | None
-    budget: Budget
-    exclude: tuple[str, ...]
-    external_data: ExternalData
-    verify: bool
-    timing: bool
-    time_limit: float
-    resume: bool
-    seed: int
-    command: str
 
 
 def optimize(
@@ -126,23 +98,20 @@ def optimize(
         DataError: The data does not fit the model.
         MissingError: The target's runtime is not there.
     """
-    source = Path(model)
-    chosen = recipes.load(recipe, settings) if isinstance(recipe, str) else recipe
-    lossy = any(isinstance(step.rewrite, LossyPass) for step in chosen.steps)
-    if lossy and max_drop is None:
-        max_drop = LOSSY_MAX_DROP
-    job = Job(
-        model=source,
-        output=_output(source, output),
-        recipe=chosen,
-        target=targets.load(target) if isinstance(target, str) else target,
+    job = prepare(
+        model,
+        output,
+        recipe=recipe,
+        target=target,
         data=data,
         eval_data=eval_data,
         images=images,
-        dims=dict(dims or {}),
+        dims=dims,
         metric=metric,
-        budget=Budget(max_drop, goal),
-        exclude=tuple(exclude),
+        max_drop=max_drop,
+        goal=goal,
+        settings=settings,
+        exclude=exclude,
         external_data=external_data,
         verify=verify,
         timing=timing,
@@ -151,39 +120,12 @@ def optimize(
         seed=seed,
         command=command,
     )
-    needs = {need for step in chosen.steps for need in step.rewrite.needs}
-    if (lossy or Need.DATA in needs) and not (data or eval_data):
-        raise DataError(
-            f"the recipe {chosen.name!r} needs data: generated inputs cannot show what it costs",
-            hint="Give --data with samples of what the model will see, or --eval with labels too.",
-        )
-    if Need.LABELS in needs and not eval_data:
-        raise DataError(f"the recipe {chosen.name!r} needs labels", hint="Give --eval with labelled samples.")
     with ExitStack() as stack:
-        return _Run(job, progress or Silent(), stack).execute()
+        return Run(job, progress or Silent(), stack).execute()
 
 
-def _output(source: Path, output: str | Path | None) -> Path:
-    """The path to write to, checked before any work.
-
-    Raises:
-        UsageError: It is the input itself, a folder, or in a folder that is not there or cannot be written to.
-    """
-    path = source.with_suffix(".opt.onnx") if output is None else Path(output)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise UsageError("the output is the input, which is never changed", where=str(path), hint="Choose another -o.")
-    if path.is_dir():
-        raise UsageError("the output is a folder", where=str(path), hint="Give the name of a file, such as model.opt.onnx.")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError("the folder of the output does not exist", where=str(folder), hint=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError("the folder of the output cannot be written to", where=str(folder), hint="Choose another -o.")
-    return path
-
-
-class _Run:
-    """One run of a job. ``stages`` grows by one for each pass that is kept."""
+class Run:
+    """One run of a job. ``stages`` grows by one for each pass that is kept, ``rows`` by one for each that was tried."""
 
     def __init__(self, job: Job, progress: Progress, stack: ExitStack) -> None:
         self.started = (time.perf_counter(), time.process_time())
@@ -217,7 +159,8 @@ class _Run:
         folder = Path(tempfile.mkdtemp(dir=self.temporary))
         return self._open(model.save(candidate, folder / "model.onnx").path)
 
-    def _context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
+    def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
+        """What a pass of this run may use."""
         return Context(
             target=self.job.target,
             open_session=self._open_model,
@@ -237,7 +180,7 @@ class _Run:
         fed = model.clone(original)
         for rewrite in narrower:
             try:
-                rewrite.apply(fed, self._context(data=None))
+                rewrite.apply(fed, self.context(data=None))
             except GraphoptError:
                 raise
             except Exception:  # a defect: the pass will be undone, and named, when its turn comes
@@ -307,22 +250,27 @@ class _Run:
         return report
 
     def _run(self, journal: Journal) -> Report:
-        job, original = self.job, self.stages[0]
-        trial = Trial(
-            full_check=_passes_full_check(original.model),
+        job = self.job
+        trial = self.trial()
+        for index, step in enumerate(job.recipe.steps):
+            if index < len(journal.done):
+                self._restore(journal.done[index], step)
+                continue
+            with self.progress.stage(f"{step.name} ({index + 1} of {len(job.recipe.steps)})"):
+                journal.add(*self.attempt(step, trial, journal.stage(index, step.name) / job.output.name))
+        return self._finish(journal)
+
+    def trial(self) -> Trial:
+        """What each step is tried with."""
+        job = self.job
+        return Trial(
+            full_check=_passes_full_check(self.stages[0].model),
             evidence=self.evidence,
             verify=job.verify,
             external_data=job.external_data,
             timing=job.timing,
             goal=job.budget.goal,
         )
-        for index, step in enumerate(job.recipe.steps):
-            if index < len(journal.done):
-                self._restore(journal.done[index], step)
-                continue
-            with self.progress.stage(f"{step.name} ({index + 1} of {len(job.recipe.steps)})"):
-                self._attempt(step, trial, journal.stage(index, step.name) / job.output.name, journal)
-        return self._finish(journal)
 
     def _restore(self, done: Done, step: Step) -> None:
         self.rows.append(done.row)
@@ -334,10 +282,11 @@ class _Run:
         size = model.file_bytes(path)
         self.stages.append(Stage(kept, path, model.count_nodes(kept), size, row, lossy or self.stages[-1].lossy))
 
-    def _attempt(self, step: Step, trial: Trial, path: Path, journal: Journal) -> None:
+    def attempt(self, step: Step, trial: Trial, path: Path) -> tuple[PassRow, Path | None]:
+        """Try one step on the last stage; its row for the report, and the file of the new stage if there is one."""
         begun, before = time.perf_counter(), self.stages[-1]
         growth = verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes)
-        context = self._context(self.data, growth)
+        context = self.context(self.data, growth)
         outcome = trial.run(step.rewrite, before, path, context)
         if outcome.model is not None and outcome.path is not None:
             self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
@@ -355,9 +304,10 @@ class _Run:
             bytes_after=after.bytes,
             changes=changes[:LISTED_CHANGES],
             changes_left_out=max(0, len(changes) - LISTED_CHANGES),
+            sensitivity=[one.row() for one in outcome.sensitivities],
         )
         self.rows.append(row)
-        journal.add(row, outcome.path)
+        return row, outcome.path
 
     # -------------------------------------------------------------------------------------------------------- the verdict
 

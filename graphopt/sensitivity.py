@@ -16,6 +16,7 @@ from . import evaluate
 from .contracts import Progress, Session, Setting, Site
 from .dataset import Dataset
 from .errors import GraphoptError
+from .report.schema import SensitivityRow
 
 SAMPLES = 32
 """Samples that sites are ranked on."""
@@ -34,6 +35,16 @@ class Sensitivity:
     def sqnr_db(self) -> float:
         """The same in decibels: 10 log10(signal / noise)."""
         return -10 * math.log10(self.damage) if 0 < self.damage < math.inf else math.copysign(math.inf, 1 - self.damage)
+
+    def row(self) -> SensitivityRow:
+        """As a report holds it."""
+        return SensitivityRow(
+            site=self.site.name,
+            op_type=self.site.op_type,
+            setting=self.setting.label,
+            damage=self.damage,
+            sqnr_db=self.sqnr_db,
+        )
 
 
 def alone(

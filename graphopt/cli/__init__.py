@@ -17,7 +17,7 @@ import click
 from graphopt import __version__
 from graphopt.errors import GraphoptError
 
-COMMANDS = ("optimize", "inspect", "compare", "bench", "passes", "targets", "recipes", "doctor", "demo")
+COMMANDS = ("optimize", "inspect", "compare", "bench", "sensitivity", "passes", "targets", "recipes", "doctor", "demo")
 
 EXIT_CODES = """\b
 Exit codes:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from graphopt.ranking import Ranking
+
     from .schema import Report
 
-__all__ = ["make_folder", "to_html", "to_json", "to_markdown", "write"]
+__all__ = ["make_folder", "to_html", "to_json", "to_markdown", "write", "write_ranking"]
 
 
 def to_json(report: Report) -> str:
@@ -55,7 +58,23 @@ def write(report: Report, folder: Path) -> None:
     Raises:
         UsageError: The folder cannot be made or written to.
     """
-    contents = {"report.json": to_json(report), "report.md": to_markdown(report), "report.html": to_html(report)}
+    _replace_all(folder, {"report.json": to_json(report), "report.md": to_markdown(report), "report.html": to_html(report)})
+
+
+def write_ranking(ranking: Ranking, folder: Path) -> None:
+    """Write sensitivity.json and sensitivity.html, as ``write`` does.
+
+    Raises:
+        UsageError: The folder cannot be made or written to.
+    """
+    from . import html
+
+    pages = {"sensitivity.json": ranking.model_dump_json(indent=2) + "\n", "sensitivity.html": html.sensitivity_page(ranking)}
+    _replace_all(folder, pages)
+
+
+def _replace_all(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write files, each as a whole, into a folder that is made if it is not there."""
     make_folder(folder)
     try:
         for name, content in contents.items():

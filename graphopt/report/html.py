@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import charts, summary, units
-from .schema import Report, Timing
+from .schema import Report, SensitivityRow, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from graphopt.ranking import Ranking
 
 _OPERATORS_DRAWN = 12
+_SITES_DRAWN = 30
 
 
 def to_html(report: Report) -> str:
     """Return the report as one HTML page that needs nothing but itself."""
+    rankings = [(row.name, row.sensitivity) for row in report.passes if row.sensitivity]
+    return page("page.html.j2", _charts(report), report=report, summary=summary, rankings=_with_charts(rankings))
+
+
+def sensitivity_page(ranking: Ranking) -> str:
+    """Return what ``graphopt sensitivity`` found as one HTML page."""
+    rankings = [(one.name, one.sites) for one in ranking.passes]
+    return page("sensitivity.html.j2", {}, ranking=ranking, rankings=_with_charts(rankings))
+
+
+def page(template: str, markup: Mapping[str, str], **values: object) -> str:
+    """Render a page with the style sheet and script of all pages; ``markup`` is printed as it is, ``values`` are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -35,15 +51,31 @@ def to_html(report: Report) -> str:
         finalize=lambda value: units.visible(value) if type(value) is str else value,  # Markup is a subclass of str
     )
     style, script = (environment.get_template(name).render() for name in ("page.css.j2", "page.js.j2"))
-    markup = {"style": style, "script": script, **_charts(report)}
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        summary=summary,
+    return environment.get_template(template).render(
         units=units,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        **{name: Markup(text) for name, text in markup.items()},  # noqa: S704 - our files, and charts escape their texts
+        style=Markup(style),  # noqa: S704 - our file
+        script=Markup(script),  # noqa: S704 - our file
+        **{name: Markup(text) for name, text in markup.items()},  # noqa: S704 - charts escape their texts
+        **values,
     )
+
+
+def _with_charts(rankings: Sequence[tuple[str, Sequence[SensitivityRow]]]) -> list[tuple[str, Sequence[SensitivityRow], str]]:
+    """Each pass's name, rows and chart."""
+    from markupsafe import Markup
+
+    return [(name, rows, Markup(sensitivity_chart(rows))) for name, rows in rankings]  # noqa: S704 - charts escape their texts
+
+
+def sensitivity_chart(rows: Sequence[SensitivityRow]) -> str:
+    """The most sensitive sites as bars: the size of the change relative to that of the outputs, sqrt(noise / signal)."""
+    drawn = [
+        charts.Bar(row.site, math.sqrt(min(row.damage, 1.0)), f"{units.number(row.sqnr_db).text} dB", "after")
+        for row in rows[:_SITES_DRAWN]
+    ]
+    return charts.bars(drawn, label="Sites by how far the outputs move when each alone is changed")
 
 
 def _charts(report: Report) -> dict[str, str]:

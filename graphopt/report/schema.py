@@ -78,6 +78,16 @@ class ChangeRow(_Part):
     done: bool = Field(True, description="false: the pass declined to change this place")
 
 
+class SensitivityRow(_Part):
+    """What one site does to the outputs when it alone is changed."""
+
+    site: str
+    op_type: str
+    setting: str = Field(description="what the site was changed to")
+    damage: Figure = Field(description="sum over the outputs of |a - b|^2 / |a|^2, a before and b with this site changed")
+    sqnr_db: Figure = Field(description="the same in decibels: -10 log10(damage)")
+
+
 class PassRow(_Part):
     """What became of one pass of the recipe."""
 
@@ -92,6 +102,9 @@ class PassRow(_Part):
     bytes_after: int
     changes: list[ChangeRow]
     changes_left_out: int = Field(0, description="changes beyond the first ones listed")
+    sensitivity: list[SensitivityRow] = Field(
+        default_factory=list, description="the sites by what each does alone, most sensitive first; empty if not measured"
+    )
 
 
 class OutputDivergence(_Part):

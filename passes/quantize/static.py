@@ -61,6 +61,7 @@ class StaticQuantize(LossyPass):
     Options = StaticOptions
     options: StaticOptions
     needs = frozenset({Need.DATA})
+    per_site = True
 
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
