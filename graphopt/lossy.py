@@ -59,6 +59,7 @@ class Work:
     def begin(cls, trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Work:
         """List the sites that may be changed: those that the pass offers with settings and the user does not exclude."""
         assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
+        before = _named(before, path.with_name("before") / path.name, trial.external_data)
         offered = rewrite.sites(before.model, context)
         sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
         declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
@@ -192,6 +193,21 @@ class Work:
         with self.evidence.open(self.before.path) as session:
             settings = [*allocate.harshest(chosen).items()]
             return sensitivity.alone(settings, open_with, session, self.evidence.data, self.context.progress, samples)
+
+
+def _named(stage: Stage, path: Path, external_data: model.ExternalData) -> Stage:
+    """The stage with a name for each node, which measured times are attributed by; written to ``path`` if one had none."""
+    if all(node.name for node in stage.model.graph.all_nodes()):
+        return stage
+    named = model.clone(stage.model)
+    taken = {node.name for node in named.graph.all_nodes()}
+    for number, node in enumerate(named.graph.all_nodes()):
+        if not node.name:
+            wanted = next((output.name for output in node.outputs if output.name), node.op_type)
+            node.name = wanted if wanted not in taken else f"{wanted}_{number}"
+            taken.add(node.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return replace(stage, model=named, path=model.save(named, path, external_data).path)
 
 
 def _weight_bytes(graph: ir.Model, site: Site) -> int:
