@@ -85,15 +85,17 @@ def version(name: str) -> str:
 
 def environment(name: str, folder: Path) -> Path:
     """The Python in which a tool is installed; the environment is made when it is not there."""
-    tool = TOOLS[name]
-    if not tool.pins:
-        return Path(sys.executable)
-    venv = folder / hashlib.sha256(" ".join(tool.pins).encode()).hexdigest()[:12]
+    return made(TOOLS[name].pins, folder) if TOOLS[name].pins else Path(sys.executable)
+
+
+def made(pins: tuple[str, ...], folder: Path) -> Path:
+    """The Python of the environment with these packages, made in ``folder`` when it is not there."""
+    venv = folder / hashlib.sha256(" ".join(pins).encode()).hexdigest()[:12]
     ready = venv / "ready"
     if not ready.exists():
-        print(f"installing {' '.join(tool.pins)}", file=sys.stderr, flush=True)
+        print(f"installing {' '.join(pins)}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        subprocess.run([str(venv / "bin" / "pip"), "install", "-q", *tool.pins], check=True)
+        subprocess.run([str(venv / "bin" / "pip"), "install", "-q", *pins], check=True)
         ready.touch()
     return venv / "bin" / "python"
 

@@ -61,7 +61,8 @@ def sentence(before: ModelFacts, judged: Judgement, rows: Sequence[PassRow], *, 
         parts.append(f"{before.nodes} nodes became {judged.facts.nodes}")
     parts.append(_answers(judged.validation))
     text = ", ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    undone = [row.name for row in rows if not row.kept]
+    return f"{text[0].upper()}{text[1:]}." + (f" Undone: {', '.join(undone)}." if undone else "")
 
 
 def _speed(timing: Timing) -> str:
