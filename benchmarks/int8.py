@@ -1,8 +1,8 @@
 """``graphopt optimize --recipe int8`` beside other quantizers: accuracy on labelled data, speed by CPU time, integer kernels.
 
 Every tool gets the same calibration samples; peers get the file after ``graphopt optimize`` with its default recipe, whose
-folded BatchNorm some of them need. Every result is compared with the float original on the same labelled samples and timed against it,
-interleaved, on one thread. Needs GRAPHOPT_ZOO; ``--exports`` adds models with random weights, for speed and cosine only.
+folded BatchNorm some of them need. Every result is compared with the float original on the same labelled samples and timed
+against it, interleaved, on one thread. Needs GRAPHOPT_ZOO; ``--exports`` adds models with random weights.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def main() -> None:
     header = ("model", "tool", "metric before", "drop", "speed", "Conv, MatMul in integers", "MB", "CPU s", "peak MB")
     text = (
         "*Speed* is against the float original, by CPU time on one thread, interleaved, with its 95 % interval. "
-        "*In integers*: kernels of the result, as onnxruntime runs it, that convolve or multiply matrices in integers. *CPU s* and "
-        "*peak* are of the whole call: for graphopt with calibration, choosing sites by timing them, evaluating and the final "
-        "comparison; for the others the call alone. resnet50, bert and distilbert have random weights: there the metric is the "
-        "cosine of the outputs."
+        "*In integers*: kernels of the result, as onnxruntime runs it, that convolve or multiply matrices in integers. "
+        "*CPU s* and *peak* are of the whole call: for graphopt with calibration, choosing sites by timing them, evaluating "
+        "and the final comparison; for the others the call alone. resnet50, bert and distilbert have random weights: there "
+        "the metric is the cosine of the outputs."
     )
     common.publish("int8", "int8 beside other quantizers", [text, common.table(header, rows)], figures, options)
 

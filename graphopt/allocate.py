@@ -1,11 +1,14 @@
 """Chooses a setting for each site of a LossyPass.
 
-``uniform``: every site the same distance from gentle to harsh. It yields plans from the harshest to the gentlest, so
-that the first one that holds the budget is the one that gives most.
+``uniform``: every site the same distance from gentle to harsh. It yields plans from the harshest to the gentlest, so that the
+first one that holds the budget is the one that gives most.
 
-``by_site``: each site changed or left alone. What pays by the clock first (``payoff.py``); then, if that costs too much
-accuracy, the sites that do most damage for the time that they save go back, by a price on damage that is raised until
-the budget holds.
+``frontier``: many settings a site, each graded by what it saves and what it does to the outputs. Plans from harsh to gentle
+along the convex hull (Shoham and Gersho 1988): none saves more for the damage that it does.
+
+``fastest``, ``within_budget``: each site changed or left alone. What pays by the clock first (``payoff.py``); then, if that
+costs too much accuracy, the sites that do most damage for the time that they save go back, by a price on damage that is
+raised until the budget holds.
 """
 
 from __future__ import annotations
@@ -13,18 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from .contracts import Plan, Progress, Site
+from .contracts import Grade, Plan, Progress, Setting, Site
 from .payoff import Estimate, Times
 
+Saving = Literal["macs", "bytes", "milliseconds"]
+"""What a plan is to save: a field of ``Grade``."""
 _TRIED = 4
 """Mixed plans that are timed at most, besides the one with every site."""
 _CAUTIONS = (1.0, 3.0)
 """Factors on the cost of borders in the first plans that are cut: the runtime may lose more at a border than was measured."""
 _PRICES = 63
 """Prices on damage, from one that takes hardly a site back to one that takes all: log2 of them is the number of trials."""
+_NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
 _TAKEN_BACK = "left alone: changing it costs more accuracy than the budget allows for the time that it saves"
@@ -45,6 +52,48 @@ def uniform(sites: Sequence[Site]) -> Iterator[Plan]:
 def harshest(sites: Sequence[Site] | frozenset[Site]) -> Plan:
     """Every one of these sites at its harshest setting."""
     return {site: site.settings[-1] for site in sites}
+
+
+def frontier(sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade], saving: Saving) -> list[Plan]:
+    """Plans from harsh to gentle, each a step less than the one before: the step that saves least for its damage.
+
+    A site's settings that lie below the convex hull of (damage, saving) are never taken: another setting, or two mixed over
+    the sites, save more for the same damage.
+    """
+    steps: list[tuple[float, Site, Setting]] = []
+    for site in sites:
+        graded = [(max(grades[site, s].damage, 0.0), float(getattr(grades[site, s], saving)), s) for s in site.settings]
+        steps += [(slope, site, setting) for slope, setting in _hull(graded)]
+    steps.sort(key=lambda step: -step[0])  # stable: a site's own steps stay in order
+    plans: list[Plan] = []
+    plan: dict[Site, Setting] = {}
+    for _, site, setting in steps:
+        plan = {**plan, site: setting}
+        plans.append(plan)
+    return plans[::-1]
+
+
+def _hull(graded: Sequence[tuple[float, float, Setting]]) -> Iterator[tuple[float, Setting]]:
+    """The settings on the upper convex hull from (0, 0), each with the saving per damage of the step that leads to it."""
+    damage, saved = 0.0, 0.0
+    left = list(graded)
+    while left := [one for one in left if one[1] > saved]:
+        slopes = [(gained - saved) / max(harm - damage, _NO_DAMAGE) for harm, gained, _ in left]
+        best = max(range(len(left)), key=lambda i: (slopes[i], left[i][1]))
+        damage, saved, setting = left[best]
+        yield slopes[best], setting
+
+
+def first(count: int, holds: Callable[[int], bool]) -> int:
+    """The first of ``count`` numbers from 0 for which ``holds``, by bisection; ``count`` if it holds for none.
+
+    Whatever it holds for, it is taken to hold for all that come after.
+    """
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 @dataclass(frozen=True)
@@ -139,18 +188,18 @@ def within_budget(
         return None
     bounded = {site: min(damage[site], _BEYOND) for site in paying.sites}
     known: dict[frozenset[Site], bool] = {choice.sites: False, frozenset(): True}
-    gentle, harsh = _PRICES, -1  # numbers of prices: at the first one the budget holds, at the second it does not
     prices = np.geomspace(min(ratios) / 10, 10 * max(ratios), _PRICES)
-    plans = [choice.sites] * _PRICES
+    plans: dict[int, frozenset[Site]] = {_PRICES: frozenset()}
     with progress.stage("leaving sites alone until the budget holds", math.ceil(math.log2(_PRICES + 1))) as step:
-        while gentle - harsh > 1:
-            middle = (gentle + harsh) // 2
-            plans[middle] = plan = paying.cheapest(damage=bounded, price=float(prices[middle]))
+
+        def holds(index: int) -> bool:
+            plans[index] = plan = paying.cheapest(damage=bounded, price=float(prices[index]))
             if plan not in known:
                 known[plan] = over(plan) is None
-            gentle, harsh = (middle, harsh) if known[plan] else (gentle, middle)
             step(1)
-    if gentle == _PRICES or not plans[gentle]:
+            return known[plan]
+
+        found = plans[first(_PRICES, holds)]
+    if not found:
         return None
-    found = plans[gentle]
     return Choice(found, {**choice.left, **dict.fromkeys(choice.sites - found, _TAKEN_BACK)})

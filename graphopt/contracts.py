@@ -87,6 +87,28 @@ Plan: TypeAlias = Mapping[Site, Setting]
 
 
 @dataclass(frozen=True)
+class Grade:
+    """What one setting of a site would do, by the pass's own estimate from data."""
+
+    damage: float
+    """Noise-to-signal ratio that the setting alone adds to the model's outputs, or anything proportional to it."""
+    macs: int = 0
+    """Multiply-accumulates per sample that it saves."""
+    bytes: int = 0
+    """Bytes of weights that it saves."""
+    milliseconds: float = 0.0
+    """Time per run that it saves on the target."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """A user's goal for the whole model: at most this part of it may remain."""
+
+    of: Literal["macs", "bytes", "latency"]
+    part: float
+
+
+@dataclass(frozen=True)
 class Border:
     """A value of ``elements`` numbers per run passes from ``a``'s operator to ``b``'s (None: something that is no site).
 
@@ -133,6 +155,9 @@ class Context:
     """The user's unlabelled data, else generated inputs (``data.generated``); None when the run opens no session."""
     rng: np.random.Generator
     progress: Progress
+    profile: Callable[[ir.Model], Sequence[NodeTime]] | None = None
+    """Times a model's nodes on the target, on the first sample of the data; None when nothing is timed."""
+    goal: Literal["latency", "size"] = "latency"
     exclude: Sequence[str] = ()
     """Glob patterns of node or site names that must be left alone."""
     draft: bool = False
@@ -205,6 +230,8 @@ class Pass(BasePass):
 class LossyPass(BasePass):
     """A rewrite that may cost accuracy. The core chooses a setting per site under the user's budget."""
 
+    graded: ClassVar[bool] = False
+    """Whether sites have many settings, chosen one by one: ``grades`` says what each one saves and costs."""
     per_site: ClassVar[bool] = False
     """Whether each site may be changed or left alone for itself, by measured time and accuracy; else all go together, from
     harsh to gentle. ``apply`` is then called for many plans on clones of one model: it ought to keep what it can use again."""
@@ -216,6 +243,19 @@ class LossyPass(BasePass):
     @abc.abstractmethod
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Rewrite ``model`` in place as planned; sites that are not in ``plan`` are left alone."""
+
+    def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
+        """What each setting of each site alone would save, and what it would cost; only asked of a ``graded`` pass."""
+        del model, sites, context
+        return {}
+
+    def remains(self) -> Remains | None:
+        """What the user's options allow to remain of the whole model; None: save as much as the budget of accuracy allows."""
+        return None
+
+    def decided(self) -> bool:
+        """Whether the options say how much is to be saved: then no budget of accuracy is assumed where the user gives none."""
+        return self.remains() is not None
 
     def borders(self, model: ir.Model, sites: Sequence[Site]) -> Sequence[Border]:
         """The values that pass between sites, where neighbours with different settings must convert them; none by default."""

@@ -75,8 +75,8 @@ def prepare(
     """
     source = Path(model)
     chosen = recipes.load(recipe, settings) if isinstance(recipe, str) else recipe
-    lossy = any(isinstance(step.rewrite, LossyPass) for step in chosen.steps)
-    if lossy and max_drop is None:
+    lossy = [step.rewrite for step in chosen.steps if isinstance(step.rewrite, LossyPass)]
+    if max_drop is None and any(not rewrite.decided() for rewrite in lossy):
         max_drop = LOSSY_MAX_DROP
     job = Job(
         model=source,

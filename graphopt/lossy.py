@@ -8,15 +8,17 @@ for themselves (``per_site``) is built with all of them, and with none; where th
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
-from . import allocate, model, payoff, sensitivity
+from . import allocate, cost, model, payoff, sensitivity
 from .contracts import Change, Context, LossyPass, Plan, Session, Setting, Site
+from .errors import ModelError
 from .evidence import Evidence, Unusable
 from .graphs import constant
 from .sensitivity import Sensitivity
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 """Operators that turn numbers of one type into another."""
+_SAVED_BY: Mapping[str, allocate.Saving] = {"macs": "macs", "bytes": "bytes", "latency": "milliseconds"}
 _WORTH = 1.0
 """The least speed-up over the model before, as timed, for which a plan is kept under the goal of latency."""
 
@@ -38,6 +41,8 @@ def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context
         reasons = sorted({change.why for change in work.declined})
         why = f"nothing to change: 0 of {work.offered} sites can be treated"
         return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, work.declined)
+    if rewrite.graded:
+        return work.graded()
     return work.by_site() if rewrite.per_site else work.together()
 
 
@@ -75,6 +80,62 @@ class Work:
             labels = sorted({setting.label for setting in plan.values()})
             tried.append(f"{', '.join(labels)}: {problem}")
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", self.declined)
+
+    def graded(self) -> Outcome:
+        """Choose among many settings a site: as harsh as the budget allows, or as gentle as the user's goal allows."""
+        progress = self.context.progress
+        with progress.stage("grading sites"):
+            grades = self.rewrite.grades(self.before.model, self.sites, self.context)
+        remains = self.rewrite.remains()
+        saving = _SAVED_BY[remains.of] if remains else _SAVED_BY["latency" if self._timed else "bytes"]
+        plans = allocate.frontier(self.sites, grades, saving)
+        if not plans:
+            return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)
+        problems: dict[int, str | None] = {}
+        with progress.stage("choosing settings", math.ceil(math.log2(len(plans) + 1))) as step:
+
+            def fits(index: int) -> bool:
+                problems[index] = self._final(plans[index])[2]
+                step(1)
+                return problems[index] is None
+
+            def too_gentle(index: int) -> bool:
+                assert remains is not None
+                step(1)
+                return self._part(plans[index], remains.of) > remains.part
+
+            chosen = allocate.first(len(plans), fits) if remains is None else allocate.first(len(plans), too_gentle) - 1
+        if remains is not None and chosen < 0:
+            part = self._part(plans[0], remains.of)
+            return Outcome(
+                False, f"{part:.3f} of the {remains.of} remain at the harshest, more than {remains.part:g}", self.declined
+            )
+        if chosen == len(plans):
+            return Outcome(False, f"no setting holds the budget; the gentlest: {problems[chosen - 1]}", self.declined)
+        candidate, changes, problem = self._final(plans[chosen])
+        if problem is not None:
+            return Outcome(False, problem, self.declined)
+        if self._timed and remains is None and (speedup := self.evidence.speedup(self.before.path, self.path)) < _WORTH:
+            return Outcome(False, f"slower than before: {speedup:.2f}x with {len(plans[chosen])} sites changed", self.declined)
+        return self._kept(plans[chosen], candidate, changes, [])
+
+    def _part(self, plan: Plan, of: Literal["macs", "bytes", "latency"]) -> float:
+        """What remains of the model before with this plan."""
+        candidate = self._draft(plan)
+        if of == "latency":
+            return 1 / self.evidence.speedup(self.before.path, self.path)
+        if of == "bytes":
+            return model.file_bytes(self.path) / self.before.bytes
+        macs = [cost.total_macs(one) for one in (candidate, self.before.model)]
+        if macs[0] is None or not macs[1]:
+            raise ModelError(
+                "the model's MACs are not known", hint="Fix its dynamic dimensions with --set shapes.fix.NAME=SIZE."
+            )
+        return macs[0] / macs[1]
+
+    @property
+    def _timed(self) -> bool:
+        return self.trial.timing and self.trial.goal == "latency"
 
     def ranking(self, samples: int = sensitivity.SAMPLES) -> list[Sensitivity]:
         """Every site by what it does alone, on so many samples; the most sensitive first."""
@@ -161,7 +222,7 @@ class Work:
             Unusable: The target cannot run the model with every site changed.
         """
         everything = frozenset(self.sites)
-        if not self.trial.timing or self.trial.goal == "size":
+        if not self._timed:
             size = {site: float(_weight_bytes(self.before.model, site)) for site in self.sites}
             smaller = {site: bytes_ / 4 for site, bytes_ in size.items()}
             return payoff.Estimate(self.sites, (), size, smaller, 0.0), allocate.Choice(everything, {})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import __version__, evaluate, inspection, metrics, model, observe, targets, verdict
-from .contracts import Context, LossyPass, Pass, Progress, Session, SessionOptions, Silent
+from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
@@ -134,6 +134,8 @@ class Run:
         self.stack = stack
         self.notes: list[str] = []
         self.rows: list[PassRow] = []
+        self.data: Dataset | None = None
+        self.evidence: Evidence | None = None
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
         self.runtime = targets.runtime(job.target)
         self.observed = observe.Cache(observe.cache_folder(), engine=job.target.model_dump_json())
@@ -159,6 +161,12 @@ class Run:
         folder = Path(tempfile.mkdtemp(dir=self.temporary))
         return self._open(model.save(candidate, folder / "model.onnx").path)
 
+    def _profile(self, candidate: ir.Model) -> Sequence[NodeTime]:
+        """Time per node of a model that a pass asks about."""
+        assert self.evidence is not None
+        folder = Path(tempfile.mkdtemp(dir=self.temporary))
+        return self.evidence.profile(model.save(candidate, folder / "model.onnx").path)
+
     def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
         """What a pass of this run may use."""
         return Context(
@@ -167,6 +175,8 @@ class Run:
             data=data,
             rng=np.random.default_rng(self.job.seed),
             progress=self.progress,
+            profile=self._profile if self.job.timing and self.evidence is not None else None,
+            goal=self.job.budget.goal,
             exclude=self.job.exclude,
             growth_bytes=growth_bytes,
             observed=self.observed,

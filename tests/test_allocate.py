@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from graphopt import allocate, payoff, sensitivity
 from graphopt.cli import graphopt
-from graphopt.contracts import Border, NodeTime, Setting, Silent, Site
+from graphopt.contracts import Border, Grade, NodeTime, Setting, Silent, Site
 from graphopt.mincut import cheapest_labels
 from graphopt.pipeline import optimize
 from graphopt.ranking import rank
@@ -124,6 +124,46 @@ def test_why_a_site_was_left_alone_gives_its_times() -> None:
     chosen = allocate.fastest(estimate([5, 5], [6, 1]), lambda plan: 2.0 - len(plan) / 2, lambda _: times, Silent())
     assert chosen.sites == {B}
     assert chosen.left == {A: "slower when changed: 6000 us instead of 5000 us"}
+
+
+# --------------------------------------------------------------------------------------------------------- many settings
+
+TWO = Site("two", "Conv", (Setting("half"), Setting("all")))
+ONE = Site("one", "Conv", (Setting("all"),))
+
+
+def test_plans_go_from_harsh_to_gentle_by_what_a_step_saves_for_its_damage() -> None:
+    half, every = TWO.settings
+    grades = {
+        (TWO, half): Grade(damage=1, macs=10),
+        (TWO, every): Grade(damage=5, macs=14),
+        (ONE, ONE.settings[0]): Grade(damage=1, macs=4),
+    }
+    whole = ONE.settings[0]
+    plans = allocate.frontier([TWO, ONE], grades, "macs")
+    assert plans == [{TWO: every, ONE: whole}, {TWO: half, ONE: whole}, {TWO: half}]
+
+
+def test_a_setting_below_the_convex_hull_is_never_taken() -> None:
+    half, every = TWO.settings
+    grades = {(TWO, half): Grade(damage=5, macs=2), (TWO, every): Grade(damage=6, macs=9)}
+    assert allocate.frontier([TWO], grades, "macs") == [{TWO: every}]
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_no_setting_dominates_one_that_the_frontier_takes(graded: list[tuple[float, int]]) -> None:
+    site = Site("s", "Conv", tuple(Setting(str(index)) for index in range(len(graded))))
+    grades = {(site, setting): Grade(damage, macs) for setting, (damage, macs) in zip(site.settings, graded, strict=True)}
+    for plan in allocate.frontier([site], grades, "macs"):
+        taken = grades[site, plan[site]]
+        better = [other for other in grades.values() if other.damage < taken.damage and other.macs >= taken.macs]
+        assert not better
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_bisection_finds_the_first(count: int, at: int) -> None:
+    assert allocate.first(count, lambda index: index >= at) == min(count, at)
 
 
 # ------------------------------------------------------------------------------------------------------------- the budget
