@@ -29,8 +29,10 @@ _TRIED = 4
 """Mixed plans that are timed at most, besides the one with every site."""
 _CAUTIONS = (1.0, 3.0)
 """Factors on the cost of borders in the first plans that are cut: the runtime may lose more at a border than was measured."""
-_PRICES = 63
-"""Prices on damage, from one that takes hardly a site back to one that takes all: log2 of them is the number of trials."""
+_PRICES = 200
+"""Prices on damage, from one that takes hardly a site back to one that takes all."""
+COARSE = 8
+"""Plans, from harsh to gentle, that are evaluated before the last step between two of them is bisected."""
 _NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
@@ -84,12 +86,19 @@ def _hull(graded: Sequence[tuple[float, float, Setting]]) -> Iterator[tuple[floa
         yield slopes[best], setting
 
 
-def first(count: int, holds: Callable[[int], bool]) -> int:
-    """The first of ``count`` numbers from 0 for which ``holds``, by bisection; ``count`` if it holds for none.
+def first(count: int, holds: Callable[[int], bool], coarse: int = 1) -> int:
+    """The first of ``count`` numbers from 0 for which ``holds``; ``count`` if none is found.
 
-    Whatever it holds for, it is taken to hold for all that come after.
+    ``coarse`` numbers, evenly spaced, are tried in order; what lies before the first of them that holds is bisected. One is
+    enough if it holds for all that follow the first; a metric on few samples goes up and down, and needs more.
     """
-    low, high = -1, count
+    low = -1
+    for high in dict.fromkeys(round(at) for at in np.linspace(0, count - 1, coarse)) if coarse > 1 else (count,):
+        if high == count or holds(high):
+            break
+        low = high
+    else:
+        return count
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
@@ -187,19 +196,17 @@ def within_budget(
     if not ratios:
         return None
     bounded = {site: min(damage[site], _BEYOND) for site in paying.sites}
-    known: dict[frozenset[Site], bool] = {choice.sites: False, frozenset(): True}
     prices = np.geomspace(min(ratios) / 10, 10 * max(ratios), _PRICES)
-    plans: dict[int, frozenset[Site]] = {_PRICES: frozenset()}
-    with progress.stage("leaving sites alone until the budget holds", math.ceil(math.log2(_PRICES + 1))) as step:
+    plans = [plan for plan in dict.fromkeys(paying.cheapest(damage=bounded, price=float(p)) for p in prices) if plan]
+    plans = [plan for plan in plans if plan != choice.sites]
+    with progress.stage("leaving sites alone until the budget holds", COARSE + math.ceil(math.log2(len(plans) + 1))) as step:
 
         def holds(index: int) -> bool:
-            plans[index] = plan = paying.cheapest(damage=bounded, price=float(prices[index]))
-            if plan not in known:
-                known[plan] = over(plan) is None
             step(1)
-            return known[plan]
+            return over(plans[index]) is None
 
-        found = plans[first(_PRICES, holds)]
-    if not found:
+        chosen = first(len(plans), holds, COARSE) if plans else 0
+    if chosen == len(plans):
         return None
+    found = plans[chosen]
     return Choice(found, {**choice.left, **dict.fromkeys(choice.sites - found, _TAKEN_BACK)})

@@ -8,7 +8,6 @@ for themselves (``per_site``) is built with all of them, and with none; where th
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +91,7 @@ class Work:
         if not plans:
             return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)
         problems: dict[int, str | None] = {}
-        with progress.stage("choosing settings", math.ceil(math.log2(len(plans) + 1))) as step:
+        with progress.stage("choosing settings") as step:
 
             def fits(index: int) -> bool:
                 problems[index] = self._final(plans[index])[2]
@@ -104,7 +103,11 @@ class Work:
                 step(1)
                 return self._part(plans[index], remains.of) > remains.part
 
-            chosen = allocate.first(len(plans), fits) if remains is None else allocate.first(len(plans), too_gentle) - 1
+            chosen = (
+                allocate.first(len(plans), fits, allocate.COARSE)
+                if remains is None
+                else allocate.first(len(plans), too_gentle) - 1
+            )
         if remains is not None and chosen < 0:
             part = self._part(plans[0], remains.of)
             return Outcome(

@@ -164,6 +164,12 @@ def test_no_setting_dominates_one_that_the_frontier_takes(graded: list[tuple[flo
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_bisection_finds_the_first(count: int, at: int) -> None:
     assert allocate.first(count, lambda index: index >= at) == min(count, at)
+    assert allocate.first(count, lambda index: index >= at, coarse=4) == min(count, at)
+
+
+def test_a_coarse_look_finds_what_bisection_would_pass_by() -> None:
+    """As a metric on few samples is: it holds at 10 to 20 and from 90 on, and fails in the middle."""
+    assert allocate.first(100, lambda index: 10 <= index <= 20 or index >= 90, coarse=8) == 10
 
 
 # ------------------------------------------------------------------------------------------------------------- the budget
