@@ -33,7 +33,7 @@ class Reader(CalibrationDataReader):
 """
 PEERS = {
     "onnxruntime": Quantizer(
-        (*_COMMON, "sympy"),
+        (*_COMMON, "sympy==1.14.0"),
         "from onnxruntime.quantization import *\nfrom onnxruntime.quantization.shape_inference import quant_pre_process",
         f"""{_READER}
 model = onnx.load(source)
@@ -50,7 +50,7 @@ quantize_static(prepared, out, Reader(), quant_format=QuantFormat.QDQ, per_chann
         "quantize_dynamic(source, out, per_channel=True, weight_type=QuantType.QInt8)",
     ),
     "NNCF": Quantizer(
-        ("nncf==3.2.0", *_COMMON, "openvino==2026.4.1"),
+        ("nncf==3.4.0", *_COMMON, "openvino==2026.4.1"),
         "import nncf",
         """
 model = onnx.load(source)
@@ -61,7 +61,7 @@ onnx.save(quantized, out)
 """,
     ),
     "Quark": Quantizer(
-        ("amd-quark==0.11", "torch==2.13.0", *_COMMON),
+        ("amd-quark==0.13", "torch==2.13.0", "onnx==1.22.0", "onnxruntime==1.31.1", "numpy==2.4.6"),
         "from quark.onnx import ModelQuantizer, QConfig\nfrom onnxruntime.quantization import CalibrationDataReader",
         f"""{_READER}
 ModelQuantizer(QConfig.get_default_config("INT8_CNN_DEFAULT")).quantize_model(source, out, Reader())
