@@ -109,6 +109,15 @@ def test_a_large_tensor_is_counted_in_part_without_bias() -> None:
     assert found.counts.sum() == pytest.approx(values.size, rel=0.01)
 
 
+def test_the_masks_of_attention_do_not_overflow() -> None:
+    values = np.where(X > 0, X, np.finfo(np.float32).min)
+    for observer in (MinMax(), MovingAverage(), Histogram(), ChannelRange(1), ChannelMean(1)):
+        collector = observer.start()
+        collector.update(observe.Seen(values, len(values)))
+        found = collector.result()
+        assert all(np.isfinite(getattr(found, field.name)).all() for field in dataclasses.fields(found))
+
+
 def test_more_values_than_fit_are_observed_in_several_sweeps_that_run_only_what_they_need(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -36,6 +36,8 @@ from graphopt.dataset import Batch
 Result: TypeAlias = Any
 """One of the frozen dataclasses of numbers and arrays below."""
 
+_SQUARABLE = 1e15
+"""Sums of squares of larger float32 numbers, such as the -3e38 of attention masks, are infinite."""
 COUNTED = 1 << 14
 """Elements of a tensor and sample that a histogram counts at most; about so many of a larger one."""
 
@@ -360,6 +362,8 @@ class _ChannelMean:
 
     def update(self, seen: Seen) -> None:
         values = _by_channel(seen.values, self.axis)
+        if max(-seen.lows.min(), seen.highs.max()) > _SQUARABLE:
+            values = values.astype(np.float64)
         self.sums = self.sums + values.sum(axis=2).sum(axis=0, dtype=np.float64)
         self.squares = self.squares + np.vecdot(values, values).sum(axis=0, dtype=np.float64)
         self.count += values.shape[0] * values.shape[2]
