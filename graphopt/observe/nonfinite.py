@@ -26,22 +26,25 @@ def explain(
             where = f"{data.name}, input {given!r}, sample {sample}"
             return DataError(f"a value is {_kind(array)}", where=where, hint="Mend or drop the sample.")
     one = replace(data, spans=((start, start + batch.samples),), stream=lambda _spans: iter([batch]), splittable=False)
-    names = [*sweeps.values(model)]
-    before = [known for known in sweeps.observable(model) if names.index(known) <= names.index(name)]
+    order = [*sweeps.values(model)]
+    before = [known for known in sweeps.observable(model) if order.index(known) <= order.index(name)]
     planned = sweeps.plan(model, before, one)
     for part in planned.sweeps:
         for _, _, found in sweeps.run(model, part, planned, open_session):
             for first, array in found.items():  # in the order of the graph
                 if not np.isfinite(array).all():
-                    node = sweeps.values(model)[first].producer()
-                    assert node is not None
-                    sample = start + _first_bad(array, batch.samples)
-                    return ModelError(
-                        f"the value {first!r} becomes {_kind(array)} on sample {sample} of {data.name}, so no range fits it",
-                        where=f"{node.op_type} node {site(node)!r}",
-                        hint="Check the sample, or whether the model computes it right in float32.",
-                    )
-    raise AssertionError(f"the value {name!r} was not finite, and is when it is computed again")
+                    number = start + _first_bad(array, batch.samples)
+                    return _error(model, first, f"becomes {_kind(array)} on sample {number} of {data.name}")
+    return _error(model, name, f"is not finite on samples {start} to {start + batch.samples - 1} of {data.name}")
+
+
+def _error(model: ir.Model, name: str, what: str) -> ModelError:
+    node = sweeps.values(model)[name].producer()
+    return ModelError(
+        f"the value {name!r} {what}, so no range fits it",
+        where=None if node is None else f"{node.op_type} node {site(node)!r}",
+        hint="Check the sample, or whether the model computes it right in float32.",
+    )
 
 
 def _first_bad(array: Array, samples: int) -> int:
