@@ -93,6 +93,15 @@ def test_the_first_n_of_fixed_batches_are_whole_batches(tmp_path: Path) -> None:
     assert [data.first(n).size for n in (1, 8, 15, 16, 100)] == [8, 8, 8, 16, 32]
 
 
+def test_samples_come_in_batches_of_any_size_where_the_model_takes_them(tmp_path: Path) -> None:
+    x = floats(21, 3)
+    data = open_dataset(save(tmp_path, x=x), [X], batch_size=16).first(20).batched(6)
+    assert [batch.samples for batch in data.batches()] == [6, 6, 6, 2]
+    np.testing.assert_array_equal(gather(data), x[:20])
+    fixed = open_dataset(save(tmp_path, x=x), [TensorSpec("x", FLOAT, (8, 3))])
+    assert [batch.samples for batch in fixed.batched(6).batches()] == [8, 8]
+
+
 def test_an_axis_in_front_makes_each_sample_a_complete_feed(tmp_path: Path) -> None:
     arrays = {"input": floats(6, 1, 512), "state": floats(6, 2, 1, 4)}
     scalar_each = open_dataset(save(tmp_path, **arrays, sr=np.full(6, 16000)), STATEFUL)
