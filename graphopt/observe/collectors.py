@@ -17,8 +17,9 @@ Between ``bins`` and twice ``bins`` bins cover the range in the end.
 Of a sample with more than 2^14 elements every s-th is counted, from a start drawn for each sample, and counts as s. Each is
 then counted with the same probability 1/s, so the expected count of every bin is the true one, whatever the layout; s is
 coprime to the tensor's dimensions, so that the steps go through all channels, rows and columns evenly. N samples give 2^14 N
-elements: a share p of them is known to sqrt(p / (2^14 N)), so that with 16 samples a tail of 10^-4 is known to 20 % of itself,
-and a tail of 1 % to 2 %; which samples were chosen for calibration matters more. Extremes are taken over all elements.
+elements: a share p of them is known to sqrt(p / (2^14 N)), a hundredth with 16 samples to 2 % of itself. That is enough where
+the values are many, not in the tails, where the few largest decide what clipping costs: the outermost hundredth of each
+sample's values at either end, as its own sample places it, is counted one by one. Extremes are taken over all elements.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from graphopt.dataset import Batch
 Result: TypeAlias = Any
 """One of the frozen dataclasses of numbers and arrays below."""
 
+_TAIL = 0.01
+"""The share of a sample's values at each end that a histogram counts one by one, up to a bin's width."""
 _SQUARABLE = 1e15
 """Sums of squares of larger float32 numbers, such as the -3e38 of attention masks, are infinite."""
 COUNTED = 1 << 14
@@ -265,7 +268,7 @@ class _MovingAverage:
 class _Histogram:
     def __init__(self, bins: int) -> None:
         self.bins = bins
-        self.extremes = _MinMax()
+        self.low, self.high = np.inf, -np.inf
         self.random = np.random.default_rng(0)
         self.width = 0.0  # no value but zero so far
         self.first = 0
@@ -273,47 +276,65 @@ class _Histogram:
         self.zeros = 0.0
 
     def update(self, seen: Seen) -> None:
-        self.extremes.update(seen)
-        self._cover(seen)
-        rows = seen.rows
-        every = step(rows.shape[1], COUNTED)
+        every = step(seen.rows.shape[1], COUNTED)
         if every == 1:
-            self._count(rows.reshape(-1), 1)
+            for low, high in zip(seen.lows, seen.highs, strict=True):
+                self._cover(float(low), float(high))
+            self._add(seen.rows.reshape(-1))
             return
-        for row in rows:
-            self._count(row[int(self.random.integers(every)) :: every], every)
+        for row, low, high in zip(seen.rows, seen.lows, seen.highs, strict=True):
+            self._cover(float(low), float(high))
+            self._add_part(row, int(self.random.integers(every)), every)
 
     def result(self) -> Counts:
-        low, high = self.extremes.low, self.extremes.high
-        return Counts(low, high, self.width or 1.0, self.first, self.counts, self.zeros)
+        return Counts(self.low, self.high, self.width or 1.0, self.first, self.counts, self.zeros)
 
-    def _cover(self, seen: Seen) -> None:
-        """Widen the bins until they cover what is seen; the width begins with the first sample that is not all zero."""
-        if not self.width:
-            spans = np.maximum(seen.highs, 0.0).astype(np.float64) - np.minimum(seen.lows, 0.0)
-            if not spans.any():
-                return
-            self.width = max(float(spans[spans > 0][0]) / (2 * self.bins - 1), float(np.finfo(np.float32).tiny))
-        low, high = min(0.0, self.extremes.low), max(0.0, self.extremes.high)
+    def _cover(self, low: float, high: float) -> None:
+        """Widen the bins until they cover [low, high]; the width begins with the first sample that is not all zero."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        low, high = min(0.0, self.low), max(0.0, self.high)
+        if low == high:
+            return
+        self.width = self.width or max((high - low) / (2 * self.bins - 1), float(np.finfo(np.float32).tiny))
         while True:
-            first, last = int(np.floor(low / self.width)), int(np.floor(high / self.width))
+            first, last = math.floor(low / self.width), math.floor(high / self.width)
             if last - first < 2 * self.bins:
                 break
             self.first, self.counts = _halved(self.first, self.counts)
             self.width *= 2
-        counts = np.zeros(last - first + 1)
-        counts[self.first - first : self.first - first + len(self.counts)] = self.counts
-        self.first, self.counts = first, counts
+        if first < self.first or last - first >= len(self.counts):
+            counts = np.zeros(last - first + 1)
+            counts[self.first - first : self.first - first + len(self.counts)] = self.counts
+            self.first, self.counts = first, counts
 
-    def _count(self, values: Array, weight: int) -> None:
-        self.zeros += weight * float(values.size - np.count_nonzero(values))
+    def _add(self, values: Array) -> None:
+        self.counts += self._bins(values)
+        self.zeros += float(values.size - np.count_nonzero(values))
+
+    def _add_part(self, row: Array, start: int, every: int) -> None:
+        """Count every so manieth of a sample's values, and all of those in its tails."""
+        part = row[start::every]
+        found = self._bins(part) * every
+        self.zeros += every * float(part.size - np.count_nonzero(part))
+        below = np.cumsum(found)
+        left, right = np.searchsorted(below, [_TAIL * below[-1], (1 - _TAIL) * below[-1]])
+        right += 1  # the bins from ``left`` to before ``right`` hold the bulk
+        for bins, tail in (
+            (slice(0, left), row < (self.first + left) * self.width if left else None),
+            (slice(right, None), row >= (self.first + right) * self.width if right < len(found) else None),
+        ):
+            if tail is not None:
+                found[bins] = self._bins(row[tail])[bins]
+        self.counts += found
+
+    def _bins(self, values: Array) -> Array:
+        """How many of the values fall into each bin."""
         if not self.width:
-            self.counts[0] += weight * values.size
-            return
+            return np.array([values.size], np.float64)
         scaled = values * values.dtype.type(1 / self.width)
         scaled -= self.first  # at least 0, up to rounding: the cast, which cuts towards zero, is then the floor
-        found = np.bincount(np.clip(scaled.astype(np.intp), 0, len(self.counts) - 1), minlength=len(self.counts))
-        self.counts += weight * found
+        inside = np.clip(scaled.astype(np.intp), 0, len(self.counts) - 1)
+        return np.bincount(inside, minlength=len(self.counts)).astype(np.float64)
 
 
 def step(elements: int, limit: int) -> int:

@@ -45,7 +45,7 @@ OBSERVERS: Mapping[Method, Observer] = {
 PERCENTILE = 99.99
 _GRID = 256
 """How many values of each end ``mse`` looks at."""
-_LOOKS = 32
+_LOOKS = 16
 """How many ends ``entropy`` looks at before it looks closer around the best."""
 
 
