@@ -3,13 +3,14 @@
     source(v)   the value that v has its integers from: v itself, or what the passing nodes before it were given
     group(v)    the sources that share one scale: Concat's inputs and its output, where that takes nothing from any of them
 
-An operator with a weight is always worth offering. Of the others (Add, Mul, pools, activations) those are offered that save
-conversions if all their neighbours are in integers, counted in elements:
+A product with a weight, or of two activations, is always worth offering. Of the others (Add, Mul, pools, activations) those are
+that save conversions if all their neighbours are in integers, counted in elements:
 
-    in integers:  inputs that come as floats, + the output if something reads it as floats
-    in floats:    inputs that come as integers, + the output if something reads it as integers
+    in integers:  inputs that come as floats and are not converted for others, + the output if something reads it as floats
+    in floats:    inputs that come as integers and are not converted for others, + the output if something reads it as integers
 
-So a residual Add between Convs is one, and the Mul in a GELU between MatMuls, which give floats for nothing, is not.
+So a residual Add between Convs is one. The Mul in x Phi(x) is not, since Phi reads x as floats anyway, and what only follows
+MatMuls, whose kernels give floats for nothing, is not either.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from graphopt.targets import Quantization
 
 from . import operators
 from .operators import Operator
+from .tables import WEIGHTED
 
 
 @dataclass(eq=False)
@@ -110,10 +112,9 @@ def analyze(model: ir.Model, style: Quantization) -> Network:
     found, declined = operators.find(model, style, facts, observe.observable(model))
     passing = frozenset(node for node in model.graph if operators.passes(node, style) and _is_float(node, facts))
     network = Network(model, style, {each.name: each for each in found}, declined, sizes.infer(model), passing)
-    while useless := [each for each in network.operators.values() if each.weight is None and not _is_worth_it(network, each)]:
-        for operator in useless:
+    while useless := [(each, why) for each in network.operators.values() if (why := _why_not(network, each)) is not None]:
+        for operator, why in useless:
             del network.operators[operator.name]
-            why = "as many numbers would be converted with it in integers as without"
             network.declined.append((operator.node, operator.name, why))
         network.__post_init__()
     return network
@@ -127,22 +128,27 @@ def _is_float(node: ir.Node, facts: Facts) -> bool:
     return known.type.dtype == ir.DataType.FLOAT
 
 
-def _is_worth_it(network: Network, operator: Operator) -> bool:
-    if operator.node.op_type in {"MatMul", "Gemm", "Conv", "ConvTranspose"}:
-        return True
+def _why_not(network: Network, operator: Operator) -> str | None:
+    """Why an operator without a weight is better left in floats; None when it is not."""
+    if operator.node.op_type in WEIGHTED:
+        return None
     free = network.style.float_outputs
+    made = [
+        {maker is not None and maker.node.op_type not in free for maker in network.makers(v)} for v in network.inputs(operator)
+    ]
+    if not any(True in kinds for kinds in made):
+        return "its inputs are there as floats"
     integers = floats = 0
-    for value in network.inputs(operator):
-        makers = network.makers(value)
-        if all(maker is None for maker in makers):
-            integers += network.elements(value)
-        elif not all(maker is None or maker.node.op_type in free for maker in makers):
-            floats += network.elements(value)
-    readers = network.readers(operator.output)
-    size = network.elements(operator.output)
-    integers += size if any(reader is None for reader in readers) else 0
+    for value, kinds in zip(network.inputs(operator), made, strict=True):
+        others = [reader for reader in network.readers(value) if reader is not operator]
+        if True in kinds:
+            floats += 0 if None in others else network.elements(value)
+        elif all(maker is None for maker in network.makers(value)):
+            integers += 0 if any(reader is not None for reader in others) else network.elements(value)
+    readers, size = network.readers(operator.output), network.elements(operator.output)
+    integers += size if None in readers else 0
     floats += size if any(reader is not None for reader in readers) else 0
-    return integers < floats
+    return None if integers < floats else "as many numbers would be converted with it in integers as without"
 
 
 def join(network: Network, ranges: Mapping[ir.Value, tuple[float, float]]) -> dict[ir.Value, tuple[float, float]]:
