@@ -40,6 +40,7 @@ class Quantization(BaseModel):
     per_channel: bool = Field(default=True, description="whether each output channel of a weight has a scale of its own")
     bias: bool = Field(default=True, description="whether a bias becomes int32 with the scale of the products")
     fuses_activations: bool = Field(default=False, description="whether Relu before Q is fused whatever the zero point is")
+    fills_gaps: bool = Field(default=False, description="whether a float weight between DQ and Q is quantized by the runtime")
     static: tuple[str, ...] = Field(default=(), description="operators with an integer kernel between Q and DQ")
     passing: tuple[str, ...] = Field(default=(), description="operators that hand integers on, between DQ and Q with one scale")
     direct: tuple[str, ...] = Field(default=(), description="likewise, but placed on the integers themselves")

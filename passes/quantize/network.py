@@ -28,7 +28,7 @@ from graphopt.targets import Quantization
 
 from . import operators
 from .operators import Operator
-from .tables import WEIGHTED
+from .tables import ABSORBED, WEIGHTED
 
 
 @dataclass(eq=False)
@@ -82,6 +82,13 @@ class Network:
                 found.append(self.reading.get(node))
         return found
 
+    def gives_floats(self, operator: Operator) -> bool:
+        """Whether the operator's integer kernel can give floats for nothing. A Relu or Clip that follows takes that from it."""
+        if operator.node.op_type not in self.style.float_outputs or operator.activation is not None:
+            return False
+        reader = operators.only_reader(operator.output)
+        return self.style.fuses_activations or reader is None or reader.op_type not in ABSORBED
+
     def inputs(self, operator: Operator) -> list[ir.Value]:
         """The values that the operator computes with, constants left out."""
         inputs = (operator.node.inputs[index] for index in operator.activations)
@@ -132,14 +139,12 @@ def _why_not(network: Network, operator: Operator) -> str | None:
     """Why an operator without a weight is better left in floats; None when it is not."""
     if operator.node.op_type in WEIGHTED:
         return None
-    free = network.style.float_outputs
-    made = [
-        {maker is not None and maker.node.op_type not in free for maker in network.makers(v)} for v in network.inputs(operator)
-    ]
+    inputs = network.inputs(operator)
+    made = [{maker is not None and not network.gives_floats(maker) for maker in network.makers(value)} for value in inputs]
     if not any(True in kinds for kinds in made):
         return "its inputs are there as floats"
     integers = floats = 0
-    for value, kinds in zip(network.inputs(operator), made, strict=True):
+    for value, kinds in zip(inputs, made, strict=True):
         others = [reader for reader in network.readers(value) if reader is not operator]
         if True in kinds:
             floats += 0 if None in others else network.elements(value)

@@ -175,7 +175,7 @@ def _unweighted(name: str, node: ir.Node) -> Operator:
 
 def _with_added_bias(operator: Operator) -> Operator:
     """MatMul and the Add of a constant to its columns are one operator, as they are in Gemm."""
-    add = _only_reader(operator.node.outputs[0])
+    add = only_reader(operator.node.outputs[0])
     if add is None or add.op_type != "Add" or add.domain != "":
         return operator
     index = 1 if add.inputs[0] is operator.node.outputs[0] else 0
@@ -189,7 +189,7 @@ def _with_added_bias(operator: Operator) -> Operator:
 
 def _with_activation(operator: Operator, style: Quantization) -> Operator:
     """A Relu or Clip that follows goes with the operator where the range of its output can do its work."""
-    node = _only_reader(operator.output)
+    node = only_reader(operator.output)
     if node is None or node.op_type not in ABSORBED or node.domain != "" or operator.node.op_type not in ABSORBING:
         return operator
     if style.symmetric and not style.fuses_activations:
@@ -217,7 +217,7 @@ def bounds(node: ir.Node) -> tuple[float, float]:
     return limits[0], limits[1]
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
+def only_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value, if it is in the same graph and the value is no output."""
     uses = [*value.uses()]
     if value.is_graph_output() or len(uses) != 1:

@@ -10,6 +10,9 @@ it comes as floats only integer kernels read DQ. Which values come as integers f
     operator       its output, unless the kernel can give floats and no integer kernel reads it
     passing node   its outputs, if its input does; Concat also if one input does and an integer kernel reads the output
 
+onnxruntime takes DQ -> Conv -> Q for a gap, and quantizes the weight by itself, per tensor: a Conv that was left in floats
+would not stay there. It leaves alone what has a scale for each channel, so such a Conv reads a DQ whose scales are all equal.
+
 Names of values and nodes stay, and an output of the model keeps its name and type: there the pair comes before the name.
 """
 
@@ -28,6 +31,7 @@ from graphopt.shapes import defined
 from .network import Network
 from .operators import Operator
 from .scheme import Parameters, quantize
+from .tables import WEIGHTED
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,7 @@ def flow(network: Network, chosen: Sequence[Operator]) -> Flow:
     passing = []
     for node in network.model.graph:
         if node in last:
-            if last[node].node.op_type not in network.style.float_outputs or wanted(node.outputs[0]):
+            if not network.gives_floats(last[node]) or wanted(node.outputs[0]):
                 made[node.outputs[0]] = None
         elif node in network.passing:
             come = [value in made for value in _handed_on(node)]
@@ -90,6 +94,21 @@ def _handed_on(node: ir.Node) -> list[ir.Value]:
     return [value for value in inputs if value is not None]
 
 
+def _read_channels(node: ir.Node) -> tuple[int, int]:
+    """The axis of a node's first input that its constant weight contracts, and that axis's size."""
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    shape = weight.shape.numpy()
+    if node.op_type == "Conv":
+        return 1, shape[1] * node.attributes.get_int("group", 1)
+    if node.op_type == "ConvTranspose":
+        return 1, shape[0]
+    if node.op_type == "Gemm":
+        axis = 0 if node.attributes.get_int("transA", 0) else 1
+        return axis, shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+    return -1, shape[-2] if len(shape) > 1 else shape[0]
+
+
 @dataclass(eq=False)
 class Placer:
     """Edits one model. ``parameters`` are those of the sources (``Network.source``)."""
@@ -101,6 +120,8 @@ class Placer:
     """Initializers that were made, by what they hold: equal ones are one."""
     integers: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """What Q gives of a value."""
+    chosen: set[ir.Node] = field(default_factory=set)
+    """The nodes that are quantized."""
 
     def __post_init__(self) -> None:
         self.graph = self.network.model.graph
@@ -110,6 +131,7 @@ class Placer:
     def place(self, chosen: Sequence[Operator], weights: Mapping[str, Weights]) -> Flow:
         """Quantize these operators; ``weights`` has those of the ones that have any, by name."""
         found = flow(self.network, chosen)
+        self.chosen = {operator.node for operator in chosen}
         sources = {value: self.network.source(value) for value in (*found.made, *found.read)}
         for operator in chosen:
             if operator.name in weights:
@@ -130,10 +152,13 @@ class Placer:
     def _after(self, value: ir.Value, parameters: Parameters) -> None:
         """Let everything that reads a value read what is left of it in integers."""
         readers = [*value.uses()]
+        gaps = [place for place in readers if self._is_gap(*place)]
         outputs = [index for index, output in enumerate(self.graph.outputs) if output is value]
         dequantized = self._pair(value, parameters)
         for node, index in readers:
             node.replace_input_with(index, dequantized)
+        for node, _ in gaps:
+            node.replace_input_with(0, self._per_channel(value, node, parameters))
         if outputs:
             for index in outputs:
                 self.graph.outputs[index] = dequantized
@@ -159,6 +184,23 @@ class Placer:
         else:
             self.graph.insert_after(producer, [q, dq])
         return dequantized
+
+    def _is_gap(self, node: ir.Node, index: int) -> bool:
+        """Whether the runtime might quantize a node's weight that is left in floats."""
+        if not self.network.style.fills_gaps or index != 0 or node in self.chosen:
+            return False
+        return node.op_type in WEIGHTED and len(node.inputs) > 1 and constant(node.inputs[1]) is not None
+
+    def _per_channel(self, value: ir.Value, node: ir.Node, parameters: Parameters) -> ir.Value:
+        """DQ of a value with the same scale for each channel that the node reads."""
+        axis, channels = _read_channels(node)
+        base = f"{value.name}_channels"
+        scale, zero = np.full(channels, parameters.scale), np.full(channels, parameters.zero_point)
+        inputs = [self.integers[value], self._initializer(scale, "scale"), self._initializer(zero, "zero_point")]
+        attributes = [ir.AttrInt64("axis", axis)]
+        dq = ir.Node("", "DequantizeLinear", inputs, attributes, name=self._new_name(f"{base}_dq"))
+        self.graph.insert_before(node, dq)
+        return self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, value.shape)
 
     def _direct(self, node: ir.Node, parameters: Parameters) -> None:
         """Q -> DQ -> node -> Q -> DQ becomes Q -> node -> DQ: the node works on the integers."""

@@ -91,7 +91,7 @@ class StaticQuantize(LossyPass):
                     Border(known.get(maker.name) if maker else None, site, network.elements(value))
                     for maker in dict.fromkeys(network.makers(value))
                 ]
-            if None in network.readers(operator.output) and operator.node.op_type not in self._style.float_outputs:
+            if None in network.readers(operator.output) and not network.gives_floats(operator):
                 found.append(Border(site, None, network.elements(operator.output)))
         return [border for border in found if border.a is not border.b]
 
