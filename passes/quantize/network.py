@@ -156,6 +156,12 @@ def _why_not(network: Network, operator: Operator) -> str | None:
     return None if integers < floats else "as many numbers would be converted with it in integers as without"
 
 
+def slope(value: ir.Value) -> float:
+    """By what values below zero are multiplied by everything that reads them: 1, or the slope of LeakyRelu."""
+    slopes = {node.attributes.get_float("alpha", 0.01) if node.op_type == "LeakyRelu" else 1.0 for node, _ in value.uses()}
+    return slopes.pop() if len(slopes) == 1 and not value.is_graph_output() else 1.0
+
+
 def join(network: Network, ranges: Mapping[ir.Value, tuple[float, float]]) -> dict[ir.Value, tuple[float, float]]:
     """The range of each source, joined over Concats where that takes nothing from any part.
 

@@ -56,6 +56,9 @@ class Operator:
         return next((node for node in self.absorbed if node.op_type in ABSORBED), None)
 
 
+REPLACEABLE = "its weight is an input that a caller may replace"
+
+
 class Declined(Exception):  # noqa: N818 - an answer, not an error
     """Why a node cannot be quantized."""
 
@@ -131,7 +134,7 @@ def _weighted(name: str, node: ir.Node, axis: int) -> Operator:
         raise Declined("its first input is constant")
     if tensor is None:
         if is_overridable(weight):
-            raise Declined("its weight is an input that a caller may replace")
+            raise Declined(REPLACEABLE)
         if node.op_type == "MatMul":
             return Operator(name, node, (0, 1))
         raise Declined("its weight is computed")

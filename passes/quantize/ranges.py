@@ -6,7 +6,8 @@ symmetric. What lies inside is rounded (mean squared error s^2 / 12), what lies 
     minmax           a = min x, b = max x: nothing is clipped
     moving-average   the moving average of each sample's minimum and maximum
     percentile       99.99 % of the values lie in [a, b], half of the others at each end
-    mse              minimizes  s^2 / 12 P(0 != x in [a, b]) + E (x - b)^2 [x > b] + E (x - a)^2 [x < a]
+    mse              minimizes  s^2 / 12 P(0 != x in [a, b]) + E (x - b)^2 [x > b] + E (x - a)^2 [x < a]; where only a LeakyRelu
+                     reads x, what is wrong below zero counts alpha^2, since that much of it is left
     entropy          minimizes the Kullback-Leibler divergence KL(P || Q) of the values' distribution from its quantized form
                      (S. Migacz, 8-bit Inference with TensorRT, GTC 2017)
 
@@ -49,7 +50,7 @@ _LOOKS = 16
 """How many ends ``entropy`` looks at before it looks closer around the best."""
 
 
-def choose(found: Range | Counts, method: Method, *, levels: int = 256, symmetric: bool = False) -> Ends:
+def choose(found: Range | Counts, method: Method, *, levels: int = 256, symmetric: bool = False, slope: float = 1.0) -> Ends:
     """The range [low, high], with low <= 0 <= high, within what was observed.
 
     Args:
@@ -57,19 +58,20 @@ def choose(found: Range | Counts, method: Method, *, levels: int = 256, symmetri
         method: How to choose.
         levels: How many integers there are: 256 for 8 bits.
         symmetric: Whether the integers will cover [-m, m], m = max(-low, high); low and high are still what is needed.
+        slope: By what values below zero are multiplied by all that read them.
     """
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     if method in {"minmax", "moving-average"} or low == high:
         return low, high
     assert isinstance(found, Counts), f"{method} needs a histogram"
-    a, b = _METHODS[method](found, levels, symmetric)
+    a, b = _METHODS[method](found, levels, symmetric, slope)
     return max(a, low), min(b, high)
 
 
 # ------------------------------------------------------------------------------------------------------------ percentile
 
 
-def _percentile(found: Counts, _levels: int, _symmetric: bool) -> Ends:
+def _percentile(found: Counts, _levels: int, _symmetric: bool, _slope: float) -> Ends:
     below = np.concatenate([[0.0], np.cumsum(found.counts)]) / found.counts.sum()
     tail = (100 - PERCENTILE) / 200
     a, b = np.interp([tail, 1 - tail], below, found.edges)
@@ -79,7 +81,7 @@ def _percentile(found: Counts, _levels: int, _symmetric: bool) -> Ends:
 # ------------------------------------------------------------------------------------------------------------------- mse
 
 
-def _mse(found: Counts, levels: int, symmetric: bool) -> Ends:
+def _mse(found: Counts, levels: int, symmetric: bool, slope: float) -> Ends:
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     shrink = np.arange(1, _GRID + 1) / _GRID
     a, b = (low * shrink if low else np.zeros(1))[:, np.newaxis], high * shrink if high else np.zeros(1)
@@ -88,13 +90,14 @@ def _mse(found: Counts, levels: int, symmetric: bool) -> Ends:
         b = max(-low, high) * shrink
         a, steps = -b, 2 * b / (levels - 2)
     inside, clipped = _clipping(found, a, b)
-    errors = inside * steps**2 / 12 + clipped
+    below, above = (inside[end] * steps**2 / 12 + clipped[end] for end in (0, 1))
+    errors = slope**2 * below + above
     best = np.unravel_index(np.argmin(errors), errors.shape)
     return float(np.broadcast_to(a, errors.shape)[best]), float(np.broadcast_to(b, errors.shape)[best])
 
 
-def _clipping(found: Counts, a: Array, b: Array) -> tuple[Array, Array]:
-    """How many values other than zero lie in [a, b], and the sum of squares of what clipping to it does to the others.
+def _clipping(found: Counts, a: Array, b: Array) -> tuple[list[Array], list[Array]]:
+    """How many values lie in [a, 0) and in (0, b], and the sums of squares of what clipping does to those beyond a and b.
 
     ``a`` and ``b`` are of one shape, or broadcast to it: [A, 1] and [B] ask for all pairs.
     """
@@ -102,15 +105,16 @@ def _clipping(found: Counts, a: Array, b: Array) -> tuple[Array, Array]:
     sums = [np.concatenate([[0.0], np.cumsum(counts * x**power)]) for power in range(3)]
     below, above = np.searchsorted(x, a), np.searchsorted(x, b)  # bins before ``below`` and from ``above`` on are clipped
     n, n_x, n_xx = ((s[below], s[-1] - s[above]) for s in sums)
-    squares = sum(n_xx[i] - 2 * end * n_x[i] + end**2 * n[i] for i, end in enumerate((a, b)))
-    inside = sums[0][-1] - n[0] - n[1] - found.zeros
-    return np.maximum(inside, 0.0), np.maximum(squares, 0.0)
+    squares = [n_xx[i] - 2 * end * n_x[i] + end**2 * n[i] for i, end in enumerate((a, b))]
+    negative = sums[0][np.searchsorted(x, 0.0)]
+    inside = [negative - n[0], sums[0][-1] - negative - found.zeros - n[1]]
+    return [np.maximum(count, 0.0) for count in inside], [np.maximum(square, 0.0) for square in squares]
 
 
 # --------------------------------------------------------------------------------------------------------------- entropy
 
 
-def _entropy(found: Counts, levels: int, symmetric: bool) -> Ends:
+def _entropy(found: Counts, levels: int, symmetric: bool, _slope: float) -> Ends:
     counts = found.counts.copy()
     zero = -found.first
     if 0 <= zero < len(counts):
@@ -163,7 +167,7 @@ def _divergence(counts: Array, end: int, levels: int) -> float:
     return float(np.sum(p * np.log(p / q)) / p.sum() - np.log(p.sum() / q.sum()))
 
 
-_METHODS: Mapping[Method, Callable[[Counts, int, bool], Ends]] = {
+_METHODS: Mapping[Method, Callable[[Counts, int, bool, float], Ends]] = {
     "percentile": _percentile,
     "mse": _mse,
     "entropy": _entropy,

@@ -11,6 +11,7 @@ integer kernels when they load it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -23,8 +24,8 @@ from graphopt.errors import ModelError, UsageError
 from graphopt.graphs import constant
 from graphopt.targets import Quantization
 
+from . import nearest, operators, ranges, weights
 from . import network as networks
-from . import operators, ranges, weights
 from .network import Network
 from .operators import Operator
 from .place import Placer, Weights
@@ -32,6 +33,8 @@ from .scheme import Parameters, from_range, limits, quantize
 from .tables import OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
 
 INT8 = Setting("int8", "int8")
+_METHODS: tuple[ranges.Method, ...] = ("minmax", "mse")
+"""What ``auto`` tries: nothing clipped, or what is clipped weighed against what is rounded."""
 
 
 class StaticOptions(PassOptions):
@@ -41,9 +44,14 @@ class StaticOptions(PassOptions):
     symmetric: bool | None = Field(None, description="whether activations have the middle of their type as zero point")
     per_channel: bool | None = Field(None, description="whether each output channel of a weight has a scale of its own")
     weight_bits: Literal[7, 8] | None = Field(None, description="bits of weights that are used")
-    method: ranges.Method = Field("minmax", description="how ranges of activations are chosen from what was observed")
+    method: ranges.Method | Literal["auto"] = Field(
+        "auto", description="how ranges of activations are chosen; auto: minmax or mse, whichever leaves the outputs nearer"
+    )
     weight_method: weights.Method = Field("minmax", description="minmax, or mse: the scale with the smallest squared error")
     samples: int | None = Field(None, ge=1, description="calibrate on so many samples; all of the data by default")
+    freeze: bool = Field(
+        False, description="whether weights that are listed as inputs, so that a caller may replace them, become constants"
+    )
     required: bool = Field(True, description="whether a model with nothing to quantize is an error")
 
 
@@ -68,10 +76,12 @@ class StaticQuantize(LossyPass):
         self._style: Quantization | None = None
         self._weights: dict[tuple[int, float, int | None], tuple[ir.TensorProtocol, Parameters]] = {}
         """By tensor, factor and axis; the tensor is held, so that its id stays its own."""
+        self._methods: dict[tuple[object, ...], tuple[object, ranges.Method]] = {}
+        """What ``auto`` came to, by the names of the operators and their weights, which are held too."""
 
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
         """Every operator that the target computes in integers; declined ones with why."""
-        network = self._analyze(model, context)
+        network = self._analyze(self._frozen(model), context)
         found = [_site(operator) for operator in network.operators.values()]
         declined = [Site(name, node.op_type, (), why=why, nodes=_names([node])) for node, name, why in network.declined]
         if not found and self.options.required:
@@ -82,7 +92,7 @@ class StaticQuantize(LossyPass):
         """The values that pass between operators, those through passing nodes included."""
         assert self._style is not None, "sites are listed first"
         known = {site.name: site for site in sites}
-        network = networks.analyze(model, self._style)
+        network = networks.analyze(self._frozen(model), self._style)
         found = []
         for operator in network.operators.values():
             site = known.get(operator.name)
@@ -97,6 +107,8 @@ class StaticQuantize(LossyPass):
 
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Quantize the planned operators."""
+        if self.options.freeze:
+            _freeze(model)
         network = self._analyze(model, context)
         chosen = networks.chosen(network, (site.name for site in plan))
         parameters = self._parameters(network, self._ranges(network, context))
@@ -113,6 +125,14 @@ class StaticQuantize(LossyPass):
         return [*(Change(operator.name, self._what(operator), "as planned") for operator in fitting), *changes]
 
     # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _frozen(self, model: ir.Model) -> ir.Model:
+        """The model as it is quantized; the one that is given stays."""
+        if not self.options.freeze:
+            return model
+        clone = models.clone(model)
+        _freeze(clone)
+        return clone
 
     def _analyze(self, model: ir.Model, context: Context) -> Network:
         self._style = self._styled(context)
@@ -139,7 +159,7 @@ class StaticQuantize(LossyPass):
 
     def _ranges(self, network: Network, context: Context) -> dict[ir.Value, tuple[float, float]]:
         """The range of each source that an operator reads or makes, whatever is planned: so that it is observed once."""
-        method, style = self.options.method, self._known_style
+        method, style = self._method(network, context), self._known_style
         values = {value.name or "": value for value in network.observed()}
         fixed = {name: known for name, value in values.items() if (known := _known_range(value)) is not None}
         wanted = {name: [ranges.OBSERVERS[method]] for name in values if name not in fixed}
@@ -147,8 +167,27 @@ class StaticQuantize(LossyPass):
         first, last = limits(self._dtype, symmetric=style.symmetric)
         chosen = dict(fixed)
         for name, [result] in found.items():
-            chosen[name] = ranges.choose(result, method, levels=last - first + 1, symmetric=style.symmetric)
+            slope = networks.slope(values[name])
+            chosen[name] = ranges.choose(result, method, levels=last - first + 1, symmetric=style.symmetric, slope=slope)
         return networks.join(network, {value: chosen[name] for name, value in values.items()})
+
+    def _method(self, network: Network, context: Context) -> ranges.Method:
+        """How ranges are chosen; ``auto`` is decided once for each model, with everything quantized."""
+        if self.options.method != "auto":
+            return self.options.method
+        held = [constant(each.node.inputs[each.weight]) for each in network.operators.values() if each.weight is not None]
+        key = (*network.operators, *map(id, held))
+        if key not in self._methods:
+            plan = {_site(operator): INT8 for operator in network.operators.values()}
+
+            def quantized(method: ranges.Method) -> ir.Model:
+                candidate = models.clone(network.model)
+                StaticQuantize(self.options.model_copy(update={"method": method})).apply(candidate, plan, context)
+                return candidate
+
+            ways = {method: partial(quantized, method) for method in _METHODS}
+            self._methods[key] = held, nearest.choose(network.model, ways, context)
+        return self._methods[key][1]
 
     def _parameters(self, network: Network, found: Mapping[ir.Value, tuple[float, float]]) -> dict[ir.Value, Parameters]:
         """Parameters of each source, and of each constant that is quantized like an activation."""
@@ -195,6 +234,12 @@ class StaticQuantize(LossyPass):
         return f"{style.activations} activations, {style.weights} weights {kind}"
 
 
+def _freeze(model: ir.Model) -> None:
+    """Let no caller replace an initializer."""
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:
+        model.graph.inputs.remove(value)
+
+
 def _site(operator: Operator) -> Site:
     return Site(operator.name, operator.node.op_type, (INT8,), nodes=_names(operator.nodes))
 
@@ -222,6 +267,8 @@ def _nothing(model: ir.Model, network: Network) -> ModelError:
     said = "; ".join(f"{number} × {why}" for why, number in sorted(reasons.items(), key=lambda item: -item[1])[:3])
     quantized = any(node.op_type in QUANTIZERS for node in models.nodes(model))
     hint = "The model is quantized already: start from the float model." if quantized else None
+    if hint is None and any(why == operators.REPLACEABLE for why in reasons):
+        hint = "If no caller does: --set quantize.static.freeze=true"
     return ModelError(f"0 of {count} operators can be quantized: {said}", hint=hint)
 
 
