@@ -14,7 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .shapes import SMALL_BYTES, Facts, facts, forget, produced, skeleton
+from . import walk
+from .shapes import Facts, facts
+from .skeleton import SMALL_BYTES, graph_initializers
 
 _ROUNDS = 8
 """Inference is run at most this often; each round follows one more shape that depends on the one before."""
@@ -25,58 +27,56 @@ _SETTLED = frozenset(
 """What shapes are computed with."""
 
 
-def infer(model: ir.Model, dims: Mapping[str, int] | None = None, batch: int = 1) -> Facts:
+def infer(model: ir.Model, dims: Mapping[str, int] | None = None, batch: int = 1, *, believe: bool = True) -> Facts:
     """Types and shapes of the values of all graphs and subgraphs; what is not known is left out. The model stays as it is.
 
     Args:
         model: Any model, sorted.
         dims: Sizes of symbolic dimensions, by symbol.
         batch: Size of the inputs' first dimension where it is symbolic and not in ``dims``.
+        believe: Whether what the file states of values in between is taken for granted where inference knows too little.
     """
-    bare = skeleton(model)
-    forget(bare.graph, main=True)
-    sizes = _bind(bare.graph, dict(dims or {}), batch)
-    found = _follow(model, bare)
-    if _believe(model, bare, found, sizes):
-        found = _follow(model, bare)
-    return found
+    stated, sizes = _bound(model.graph, dict(dims or {}), batch)
+    constants = dict(graph_initializers(model))
+    found = _follow(model, stated, constants)
+    believed = _believed(model, found, sizes) if believe else {}
+    return _follow(model, {**stated, **believed}, constants) if believed else found
 
 
-def _follow(model: ir.Model, bare: ir.Model) -> Facts:
-    """Infer, and compute the shapes that follow, until there is no more to learn."""
-    found = facts(model, bare)
+def _follow(model: ir.Model, stated: Facts, constants: dict[ir.Value, ir.TensorProtocol]) -> Facts:
+    """Infer, and compute the shapes that follow, until there is no more to learn; ``constants`` gets what was computed."""
+    found = facts(model, stated, constants)
     for _ in range(_ROUNDS - 1):
-        if not _settle(model, bare, found):
+        if not _settle(model, constants, found):
             break
-        found = facts(model, bare)
+        found = facts(model, stated, constants)
     return found
 
 
-def _bind(graph: ir.Graph, sizes: dict[str, int], batch: int) -> dict[str, int]:
-    """Give symbolic dimensions of the inputs their sizes, which are returned; a symbol means the same everywhere."""
+def _bound(graph: ir.Graph, sizes: dict[str, int], batch: int) -> tuple[Facts, dict[str, int]]:
+    """The inputs with their symbolic dimensions given sizes, and the size of each symbol, which means the same everywhere."""
+    shapes: dict[ir.Value, ir.Shape | None] = {}
     for value in graph.inputs:
+        shapes[value] = value.shape
         first = value.shape[0] if value.shape is not None and len(value.shape) else 1
         if isinstance(first, ir.SymbolicDim):
             if first.value is None:
-                value.shape = ir.Shape([batch, *(value.shape or ())[1:]])
+                shapes[value] = ir.Shape([batch, *(value.shape or ())[1:]])
             else:
                 sizes.setdefault(first.value, batch)
-    for value in graph.inputs:
-        value.shape = _sized(value.shape, sizes)
-    return sizes
+    return {value: ir.TypeAndShape(value.type, _sized(shape, sizes)) for value, shape in shapes.items()}, sizes
 
 
-def _believe(model: ir.Model, bare: ir.Model, found: Facts, sizes: Mapping[str, int]) -> bool:
-    """Put what the file states into the skeleton where inference knows too little; whether there was anything."""
-    believed = False
-    for graph, twin in zip(model.graphs(), bare.graphs(), strict=True):
-        for value, value_twin in zip(produced(graph), produced(twin), strict=True):
+def _believed(model: ir.Model, found: Facts, sizes: Mapping[str, int]) -> Facts:
+    """What the file states of values of which inference knows too little."""
+    believed: Facts = {}
+    for graph in walk.graphs(model.graph):
+        inputs = [] if graph is model.graph else graph.inputs
+        for value in (*inputs, *(output for node in graph for output in node.outputs)):
             known = found.get(value)
             if value.shape is None or value.type is None or (known and known.shape is not None and known.shape.is_static()):
                 continue
-            if not value_twin.is_graph_input() or graph is not model.graph:
-                value_twin.type, value_twin.shape = value.type, _sized(value.shape, sizes)
-                believed = True
+            believed[value] = ir.TypeAndShape(value.type, _sized(value.shape, sizes))
     return believed
 
 
@@ -90,35 +90,29 @@ def _size(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.Symbo
     return dim
 
 
-def _settle(model: ir.Model, bare: ir.Model, found: Facts) -> bool:
-    """Compute the small integers that follow from what is known, in the skeleton; whether there were any."""
+def _settle(model: ir.Model, constants: dict[ir.Value, ir.TensorProtocol], found: Facts) -> bool:
+    """Compute the small integers that follow from what is known; whether there were any."""
     opset = model.opset_imports.get("", 1)
     settled = False
-    for node, twin in zip(model.graph.all_nodes(), bare.graph.all_nodes(), strict=True):
-        if node.domain or not node.outputs or not twin.outputs[0].uses() or twin.outputs[0].is_graph_output():
+    for node in walk.nodes(model.graph):
+        if node.domain or not node.outputs or not node.outputs[0].uses() or node.outputs[0].is_graph_output():
             continue
-        array = _value(node, twin, opset, found)
-        if array is None or array.nbytes > SMALL_BYTES:
-            continue
-        graph, tensor = twin.graph, ir.tensor(array)
-        assert graph is not None
-        constant = ir.Value(name=f"{node.outputs[0].name} settled", type=ir.TensorType(tensor.dtype), const_value=tensor)
-        constant.shape = ir.Shape(array.shape)
-        graph.register_initializer(constant)
-        twin.outputs[0].replace_all_uses_with(constant)
-        settled = True
+        array = _value(node, constants, opset, found) if node.outputs[0] not in constants else None
+        if array is not None and array.nbytes <= SMALL_BYTES:
+            constants[node.outputs[0]] = ir.tensor(array)
+            settled = True
     return settled
 
 
-def _value(node: ir.Node, twin: ir.Node, opset: int, found: Facts) -> np.ndarray | None:
-    """What the node gives, where it is a Shape or the inputs of its twin in the skeleton are small constants."""
+def _value(node: ir.Node, constants: Mapping[ir.Value, ir.TensorProtocol], opset: int, found: Facts) -> np.ndarray | None:
+    """What the node gives, where it is a Shape or its inputs are small constants."""
     if node.op_type == "Shape":
         known = found.get(node.inputs[0]) if node.inputs[0] is not None else None
         if known is None or known.shape is None or not known.shape.is_static():
             return None
         dims = np.array(known.shape.numpy(), np.int64)
         return dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
-    arrays = [_small_constant(value) for value in twin.inputs]
+    arrays = [_small_constant(value, constants) for value in node.inputs]
     if node.op_type not in _SETTLED or not arrays:
         return None
     given = [array for array in arrays if array is not None]
@@ -135,9 +129,10 @@ def _value(node: ir.Node, twin: ir.Node, opset: int, found: Facts) -> np.ndarray
     return np.asarray(result)
 
 
-def _small_constant(value: ir.Value | None) -> np.ndarray | None:
-    producer = None if value is None else value.producer()
-    tensor = None if value is None or not value.is_initializer() else value.const_value
+def _small_constant(value: ir.Value | None, constants: Mapping[ir.Value, ir.TensorProtocol]) -> np.ndarray | None:
+    if value is None:
+        return None
+    producer, tensor = value.producer(), constants.get(value)
     if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
         tensor = producer.attributes["value"].as_tensor()
     if tensor is None or tensor.nbytes > SMALL_BYTES or tensor.dtype == ir.DataType.STRING:

@@ -116,13 +116,8 @@ def _output_shapes(model: ir.Model) -> list[ir.Shape | None]:
     them from is no initializer that a caller may replace. What the file states of values in between is not believed.
     """
     settled = all(v.shape is not None and v.shape.is_static() and not v.is_initializer() for v in model.graph.inputs)
-    if not settled:
-        known = shapes.infer(model)
-        return [known[output].shape if output in known else None for output in model.graph.outputs]
-    bare = model.clone()
-    shapes.forget(bare.graph, main=True)
-    known = sizes.infer(bare)
-    return [known[output].shape if output in known else None for output in bare.graph.outputs]
+    known = sizes.infer(model, believe=False) if settled else shapes.infer(model)
+    return [known[output].shape if output in known else None for output in model.graph.outputs]
 
 
 def _is_fixed(dim: int | ir.SymbolicDim | None) -> TypeGuard[int]:
