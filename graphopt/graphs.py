@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .shapes import defined
+from . import walk
 
 INITIALIZERS_NEED_NO_INPUT = 4
 """From this IR version on, a caller may replace an initializer that is listed as an input; before, all had to be listed."""
@@ -37,12 +37,12 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """The tensor of a Constant node; None for other nodes, sparse tensors, and constants given by a function's attribute."""
     if node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
         return None
-    attribute = next(iter(node.attributes.values()))
+    attribute = next(iter(node.attributes.data.values()))
     if attribute.is_ref():
         return None
     value, dtype = attribute.value, _NUMBERS.get(attribute.name)
     if dtype is None:
-        return attribute.as_tensor() if attribute.name == "value" else None
+        return value if attribute.name == "value" else None
     return ir.tensor(list(value) if isinstance(value, tuple) else value, dtype)
 
 
@@ -54,7 +54,8 @@ def is_overridable(value: ir.Value | None) -> bool:
 def annotated_names(model: ir.Model) -> set[str]:
     """Names of initializers that quantization annotations refer to: used, though by no node."""
     names: set[str] = set()
-    for graph in model.graphs():
-        for value in defined(graph):
-            names.update(value.meta.get(_ANNOTATION, {}).values())
+    for graph in walk.graphs(model.graph):
+        for value in (*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)):
+            if value.meta:
+                names.update(value.meta.get(_ANNOTATION, {}).values())
     return names

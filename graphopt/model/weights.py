@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt import walk
+
 SMALL_BYTES = 1024
 """Smaller tensors always stay in the model's own file, where shape inference can read them."""
 _NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
@@ -49,15 +51,14 @@ def places(model: ir.Model) -> Iterator[Place]:
             if node.op_type == "Constant" and node.domain == "":
                 value_attribute = node.attributes.get("value")
                 if value_attribute is not None and not value_attribute.is_ref():
-                    yield Place(node, value_attribute.as_tensor())
+                    yield Place(node, value_attribute.value)
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, the bodies of functions, and all their subgraphs."""
-    yield from model.graphs()
+    yield from walk.graphs(model.graph)
     for function in model.functions.values():
-        yield function.graph
-        yield from function.subgraphs()
+        yield from walk.graphs(function.graph)
 
 
 def weights(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:

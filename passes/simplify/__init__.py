@@ -4,6 +4,7 @@
     constants    Constant nodes become initializers
     dead         what nobody uses goes
     duplicates   equal initializers are kept once
+    learn        types and shapes are inferred
     identity     nodes that change nothing go
     collapse     computed shapes become constants, or are computed once
     noop         operators that undo or continue each other go
@@ -30,8 +31,6 @@ from pydantic import Field
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
-from graphopt.shapes import infer
-
 from .annotate import mend_shapes
 from .collapse import collapse_shapes
 from .constants import lift_constants
@@ -42,6 +41,7 @@ from .duplicates import merge_equal_initializers
 from .fold import fold_constants
 from .graph import Work
 from .identity import remove_identities
+from .learn import learn
 from .leftovers import drop_leftovers
 from .names import make_unambiguous
 from .noop import remove_round_trips
@@ -93,7 +93,7 @@ class Simplify(Pass):
         patterns = tuple(context.exclude)
 
         def excluded(name: str) -> bool:
-            return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
@@ -101,24 +101,33 @@ class Simplify(Pass):
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
         if self.options.inline:
             changes += inline_functions(work)
-        for _ in range(self.options.iterations):
-            work.facts = infer(model)
-            done = [change for step in self._steps() for change in step(work)]
-            if not done:
-                break
-            changes += done
+        changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
         for root in work.roots() if changes else []:
             make_unambiguous(root)
         return [*changes, *_left_alone(work)]
 
+    def _until_quiet(self, work: Work) -> list[Change]:
+        """Run the steps in turn until each has run since the last change, with all that is known by then."""
+        steps, changes, quiet = self._steps(), [], 0
+        for step in (step for _ in range(self.options.iterations) for step in steps):
+            done = step(work)
+            changes += done
+            if done:
+                work.graph_changed()
+            quiet = 0 if done or (step is learn and work.learnt) else quiet + 1
+            if quiet == len(steps):
+                break
+        return changes
+
     def _steps(self) -> list[Callable[[Work], list[Change]]]:
-        """The chosen steps, in the order in which each helps the next."""
+        """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes."""
         options = self.options
         steps: list[tuple[bool, Callable[[Work], list[Change]]]] = [
             (options.constants, lift_constants),
             (options.dead, remove_dead),
             (options.dedupe, merge_equal_initializers),
+            (True, learn),
             (options.identity, remove_identities),
             (options.inline, inline_control_flow),
             (options.symbolic, partial(collapse_shapes, fold=options.fold)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graphopt import walk
 from graphopt.contracts import Change
 
 from .graph import Work
@@ -19,8 +20,9 @@ def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
     """Mend stated types and shapes; with ``complete``, add the missing ones too. One change tells how many of each."""
     boundary = {*work.model.graph.inputs, *work.model.graph.outputs}
     mended = added = 0
-    for value, known in work.facts.items():
-        if value in boundary or not value.name or value.is_initializer():
+    for value in (value for graph in walk.graphs(work.model.graph) for value in walk.defined(graph)):
+        known = work.facts.get(value)
+        if known is None or value in boundary or value.is_initializer():
             continue
         if value.type is None and value.shape is None:
             if complete:

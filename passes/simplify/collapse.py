@@ -31,7 +31,7 @@ from graphopt.shapes import subgraphs
 from .dims import Dim, Poly
 from .follow import Dims, sliced
 from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
-from .symbolic import INTEGERS, Symbolic, slice_of
+from .symbolic import INTEGERS, Symbolic, slice_of, symbolic
 
 _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
@@ -48,7 +48,7 @@ _KEEP_ALL = _IN_ORDER | {"Expand", "Slice", "Tile"}
 def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
     """Collapse the computed shapes of the main graph and its subgraphs; ``fold``: values may become constants."""
     root = work.roots()[0]
-    return Collapse(work, root, Symbolic(work, root), fold).run()
+    return Collapse(work, root, symbolic(work, root), fold).run()
 
 
 _Seen = ChainMap[Hashable, ir.Value]

@@ -98,7 +98,7 @@ def _comparable(attribute: ir.Attr) -> Hashable | None:
     if attribute.type in {ir.AttributeType.INTS, ir.AttributeType.STRINGS}:
         return tuple(attribute.value)
     if attribute.type == ir.AttributeType.TENSOR:
-        return _contents(attribute.as_tensor())
+        return _contents(attribute.value)
     return None
 
 

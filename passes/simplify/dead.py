@@ -16,8 +16,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import annotated_names, site
-from graphopt.shapes import subgraphs
+from graphopt.graphs import site
+from graphopt import walk
+from graphopt.walk import subgraphs
 
 from .graph import Work, remove
 
@@ -29,10 +30,10 @@ _OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1,
 def remove_dead(work: Work) -> list[Change]:
     """Remove dead nodes, outputs, initializers and functions."""
     changes: list[Change] = []
-    effects, kept = _functions_with_effects(work.model), annotated_names(work.model)
+    effects, kept = _functions_with_effects(work.model), work.annotated_names()
     for root in work.roots():
         _sweep(work, root.graph, effects, changes)
-        for graph in (root.graph, *root.graph.subgraphs()):
+        for graph in walk.graphs(root.graph):
             changes += remove_initializers(work, [*graph.initializers.values()], kept)
     changes += _remove_functions(work.model)
     return changes
@@ -97,7 +98,7 @@ def _functions_with_effects(model: ir.Model) -> set[ir.OperatorIdentifier]:
             if identifier not in found
             and any(
                 node.op_identifier() in found or (node.domain not in _WITHOUT_EFFECTS and node.op_identifier() not in known)
-                for node in function.all_nodes()
+                for node in walk.nodes(function)
             )
         }
         if not more:
@@ -107,12 +108,12 @@ def _functions_with_effects(model: ir.Model) -> set[ir.OperatorIdentifier]:
 
 def _remove_functions(model: ir.Model) -> list[Change]:
     reached: set[ir.OperatorIdentifier] = set()
-    waiting = [*model.graph.all_nodes()]
+    waiting = [*walk.nodes(model.graph)]
     while waiting:
         identifier = waiting.pop().op_identifier()
         if identifier in model.functions and identifier not in reached:
             reached.add(identifier)
-            waiting += model.functions[identifier].all_nodes()
+            waiting += walk.nodes(model.functions[identifier])
     unused = [identifier for identifier in model.functions if identifier not in reached]
     for identifier in unused:
         del model.functions[identifier]

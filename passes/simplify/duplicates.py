@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import annotated_names
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
@@ -33,7 +32,7 @@ def merge_equal_initializers(work: Work) -> list[Change]:
     groups: dict[_Group, list[ir.Value]] = {}
     parents: dict[ir.Graph, ir.Graph | None] = {}
     _collect(work.model.graph, None, parents, groups)
-    kept = annotated_names(work.model)
+    kept = work.annotated_names()
     changes = []
     for group in groups.values():
         candidates = [value for value in group if value.name not in kept and not work.excluded(value.name or "")]

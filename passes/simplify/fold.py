@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import annotated_names, constant, is_overridable, site
+from graphopt.graphs import constant, is_overridable, site
 from graphopt.model import weight_bytes
 from graphopt.model.weights import tensor_bytes
 
@@ -46,11 +46,13 @@ _FOLDED = MOVES | COMPUTES | _TYPE_AND_SHAPE_ONLY
 def fold_constants(work: Work) -> list[Change]:
     """Fold constants in every graph. Why a node was not folded goes to ``work.declined``."""
     changes: list[Change] = []
-    kept = annotated_names(work.model)
+    kept = work.annotated_names()
     for root in work.roots():
         if root.opset < LOWEST_OPSET:
             continue
         folded = _evaluate_all(work, root)
+        if not folded.reasons:
+            continue
         allowed = max(0, work.weight_limit - weight_bytes(work.model))
         choice = growth.choose([*folded.reasons], folded.tensors, folded.identity, allowed)
         for node, size in choice.left_out.items():

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, site
-from graphopt.shapes import Facts, defined, subgraphs
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, site
+from graphopt import walk
+from graphopt.shapes import Facts
+from graphopt.walk import defined, subgraphs
+
+if TYPE_CHECKING:
+    from .symbolic import Symbolic
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,12 @@ class Root:
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node, each before those of its subgraphs; nodes may be removed on the way."""
-        return iter(ir.traversal.RecursiveGraphIterator(self.graph))
+        return walk.nodes(self.graph)
 
     @cached_property
     def names(self) -> set[str]:
         """The names of all values, when first asked for; who gives a new name adds it."""
-        graphs = [self.graph, *self.graph.subgraphs()]
-        return {value.name for graph in graphs for value in defined(graph) if value.name}
+        return {value.name for graph in walk.graphs(self.graph) for value in defined(graph) if value.name}
 
     def new_name(self, name: str) -> str:
         """``name`` with a number that makes it new in the whole root."""
@@ -62,6 +67,24 @@ class Work:
     """What is known of types and shapes; stays right while the graph is rewired."""
     declined: dict[ir.Node, str] = field(default_factory=dict)
     """Nodes that could be computed ahead of time but were not, and why."""
+    current: bool = False
+    """Whether the facts come from the graph as it is now."""
+    learnt: bool = False
+    """Whether inference told anything new when it was last asked."""
+    symbolic: Symbolic | None = None
+    """What is known of the main graph as it is now, where a step has asked for it."""
+
+    def graph_changed(self) -> None:
+        """Note that the graph is another one now."""
+        self.current, self.symbolic = False, None
+
+    @cached_property
+    def _has_annotations(self) -> bool:
+        return bool(annotated_names(self.model))
+
+    def annotated_names(self) -> set[str]:
+        """Names of initializers that quantization annotations refer to: used, though by no node."""
+        return annotated_names(self.model) if self._has_annotations else set()
 
     def roots(self) -> list[Root]:
         """The main graph and the functions."""
@@ -71,19 +94,29 @@ class Work:
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
-        return node.domain == "" and node.op_identifier() not in self.model.functions and not self.excluded(site(node))
+        if node.domain != "" or (self.model.functions and node.op_identifier() in self.model.functions):
+            return False
+        return not self.excluded(site(node))
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """The element type of a tensor, where it is known for certain."""
-        known = None if value is None else self.facts.get(value)
+        known = self._known(value)
         return known.type.dtype if known is not None and isinstance(known.type, ir.TensorType) else None
 
     def dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The dimensions of a tensor, where all are fixed and known for certain."""
-        known = None if value is None else self.facts.get(value)
+        known = self._known(value)
         if known is None or known.shape is None or not isinstance(known.type, ir.TensorType) or not known.shape.is_static():
             return None
         return known.shape.numpy()
+
+    def _known(self, value: ir.Value | None) -> ir.TypeAndShape | None:
+        if value is None:
+            return None
+        known = self.facts.get(value)
+        if known is None and value.const_value is not None and not value.is_graph_input():  # new since inference ran
+            return ir.TypeAndShape(value.type, value.shape)
+        return known
 
     def agrees(self, value: ir.Value, tensor: ir.TensorProtocol) -> bool:
         """Whether a tensor has the type and the dimensions that are known of a value."""
@@ -162,7 +195,7 @@ def remove(nodes: Sequence[ir.Node]) -> None:
     by_graph: dict[ir.Graph, list[ir.Node]] = {}
     for node in nodes:
         for subgraph in subgraphs(node):
-            for inner in ir.traversal.RecursiveGraphIterator(subgraph):
+            for inner in walk.nodes(subgraph):
                 _release(inner)
         _release(node)
         assert node.graph is not None

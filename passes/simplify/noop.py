@@ -33,7 +33,7 @@ from .collapse import Collapse, has_one_place
 from .dims import Dim, product
 from .follow import Dims, sliced
 from .graph import Work
-from .symbolic import INTEGERS, Symbolic, slice_of
+from .symbolic import INTEGERS, slice_of, symbolic
 
 _SMALL = 4096
 """Constants up to so many elements are looked into."""
@@ -43,7 +43,7 @@ _FIRST_SLICE_WITH_INPUTS = 10
 def remove_round_trips(work: Work) -> list[Change]:
     """Apply the rules to the main graph and its subgraphs."""
     root = work.roots()[0]
-    edit = Collapse(work, root, Symbolic(work, root))
+    edit = Collapse(work, root, symbolic(work, root))
     for node in root.nodes():
         rule = _RULES.get(node.op_type)
         if rule is not None and work.is_operator(node) and has_one_place(node):

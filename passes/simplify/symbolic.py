@@ -141,6 +141,13 @@ class Symbolic:
         return objects
 
 
+def symbolic(work: Work, root: Root) -> Symbolic:
+    """What is known of the main graph as it is now; evaluated once, until a step says that it changed something."""
+    if work.symbolic is None:
+        work.symbolic = Symbolic(work, root)
+    return work.symbolic
+
+
 _Rule = Callable[[Symbolic, ir.Node], "Array | None"]
 
 
@@ -323,7 +330,7 @@ def _constant_of_shape(known: Symbolic, node: ir.Node) -> Array | None:
     value = node.attributes.get("value")
     if shape is None or value is None or value.is_ref() or np.prod(shape) > MOST_ELEMENTS:
         return None
-    tensor = value.as_tensor()
+    tensor = value.value
     if tensor.dtype not in _FOLLOWED:
         return None
     objects = np.empty(tuple(shape), object)

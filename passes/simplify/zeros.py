@@ -19,7 +19,7 @@ from graphopt.shapes import subgraphs
 
 from .collapse import Collapse, has_one_place
 from .graph import Root, Work
-from .symbolic import Symbolic
+from .symbolic import symbolic
 
 _SMALL = 1 << 16
 """Constants up to so many elements are looked into."""
@@ -47,7 +47,7 @@ def drop_zero_terms(work: Work) -> list[Change]:
     found = [node for node in found if _is_zero(node.inputs[1]) or (node.op_type == "Add" and _is_zero(node.inputs[0]))]
     if not found:
         return []
-    edit, sensitive = Collapse(work, root, Symbolic(work, root)), _sensitive(root)
+    edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
     for node in found:
         kept = node.inputs[0 if _is_zero(node.inputs[1]) else 1]
         if kept is not None and node.outputs[0] not in sensitive and edit.keeps(node, kept):

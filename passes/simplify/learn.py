@@ -1,0 +1,36 @@
+"""Infer types and shapes, where that can tell more than what is known.
+
+What is known of a value stays true while the graph is rewired, because every rewrite keeps what a value holds. So inference is
+run when the graph has changed, and only if there is a value of which something is unknown yet: a Reshape whose target became
+constant may now have fixed dimensions.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt import walk
+from graphopt.contracts import Change
+from graphopt.shapes import infer
+
+from .graph import Work
+
+
+def learn(work: Work) -> list[Change]:
+    """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says whether more is known now."""
+    work.learnt = False
+    if work.current or all(_is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
+        return []
+    known, work.facts = work.facts, infer(work.model)
+    work.learnt = any(
+        value not in known or (known[value].shape != found.shape and not _is_known(known[value]))
+        for value, found in work.facts.items()
+        if not value.is_initializer()
+    )
+    work.current = True
+    work.symbolic = None
+    return []
+
+
+def _is_known(known: ir.TypeAndShape | None) -> bool:
+    return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
