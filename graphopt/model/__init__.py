@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import TensorSpec
 from graphopt.errors import ModelError
+from graphopt.garbage import collected_later
 
 from . import checker
 from .external import DataFiles, FileTensor
@@ -54,6 +55,7 @@ NOTES = "graphopt.notes"
 _TENSOR_ATTRIBUTES = {ir.AttributeType.TENSOR, ir.AttributeType.TENSORS}
 
 
+@collected_later()
 def load(path: str | Path) -> ir.Model:
     """Read and validate a model. Weights stay in their files; ``model.meta[NOTES]`` tells what was mended.
 

@@ -26,6 +26,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
+from graphopt.garbage import collected_later
 
 from . import wire
 from .external import FileTensor
@@ -51,6 +52,7 @@ class Saved:
     sha256: str
 
 
+@collected_later()
 def save(
     model: ir.Model,
     path: str | Path,

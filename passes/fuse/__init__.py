@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from graphopt.contracts import Change, Context, Pass
+from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
 from graphopt.shapes import infer
@@ -73,6 +74,7 @@ class Fuse(Pass):
     name = "fuse"
     summary = "fold normalization, arithmetic and padding into weights, and use one operator for what several compute"
 
+    @collected_later()
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Apply the rules until none of them changes anything; last come the places that were left alone, and why.
 

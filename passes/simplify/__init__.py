@@ -29,8 +29,10 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt.contracts import Change, Context, Pass, PassOptions
+from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
+
 from .annotate import mend_shapes
 from .collapse import collapse_shapes
 from .constants import lift_constants
@@ -83,6 +85,7 @@ class Simplify(Pass):
     Options = SimplifyOptions
     options: SimplifyOptions
 
+    @collected_later()
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Run the steps until none of them changes anything; last come the places that were left alone, and why.
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import site
-from graphopt import walk
 from graphopt.walk import subgraphs
 
 from .graph import Work, remove

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, site
 from graphopt import walk
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, site
 from graphopt.shapes import Facts
 from graphopt.walk import defined, subgraphs
 
