@@ -41,7 +41,7 @@ def run(proto: onnx.ModelProto, *, full: bool) -> None:
         _prepare(body, opset)
         if all(entry.domain != _CUSTOM for entry in owner.opset_import):
             owner.opset_import.add(domain=_CUSTOM, version=1)
-    with_unknown_ranks = copy.SerializeToString()
+    with_unknown_ranks = copy.SerializeToString() if full else b""
     for info in (*copy.graph.input, *copy.graph.output):
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.shape.SetInParent()

@@ -46,7 +46,7 @@ def check(tensor: onnx.TensorProto, files: DataFiles) -> None:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _check_external(tensor, dtype, count, files)
         return
-    given = {name: len(getattr(tensor, name)) for name in _FIELDS if len(getattr(tensor, name))}
+    given = {name: entries for name in _FIELDS if (entries := len(getattr(tensor, name)))}
     if tensor.HasField("raw_data"):
         if dtype == ir.DataType.STRING:
             raise ModelError("it holds strings as raw data, which ONNX does not allow")

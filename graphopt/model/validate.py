@@ -13,8 +13,7 @@ Names follow the checker's scopes: a graph sees what the graphs around it define
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
@@ -38,6 +37,8 @@ RUNTIME_OPERATORS = frozenset({"LayerNormalization", "SimplifiedLayerNormalizati
 """Operators of the default domain that onnxruntime has at opsets where ONNX does not; its transformer optimizer writes them."""
 
 _GRAPHS = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+_PLAIN = {getattr(onnx.AttributeProto, name) for name in ("FLOAT", "FLOATS", "INT", "INTS", "STRING", "STRINGS")}
+"""Attributes that hold no tensor and no graph."""
 
 _Opsets: TypeAlias = dict[str, int]
 _Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
@@ -169,8 +170,10 @@ class _Walk:
             _value_info(info, inside)
         for sparse in graph.sparse_initializer:
             name = _text(sparse.values.name, inside)
-            with _about(f"initializer {name!r}", inside):
+            try:
                 graph.initializer.append(tensors.dense(sparse, self.files))
+            except ModelError as error:
+                raise _about(f"initializer {name!r}", inside, error) from None
             self.notes.append(f"the sparse initializer {name!r} was made dense")
         graph.ClearField("sparse_initializer")
         inputs = [info.name for info in graph.input]
@@ -228,25 +231,28 @@ class _Walk:
                 deeper = _Scope(f"{attribute.name} of {_label(node, inside)}", scope.around, scope.opsets)
                 for graph in [attribute.g] if single else attribute.graphs:
                     reads |= self.graph(graph, deeper)
-            else:
+            elif attribute.type not in _PLAIN or attribute.ref_attr_name or not isinstance(attribute.name, str):
                 self._tensors(attribute, inside, node)
-        return reads - {""}
+        reads.discard("")
+        return reads
 
     def _operator(self, node: onnx.NodeProto, scope: _Scope) -> None:
         inside, opsets = scope.inside, scope.opsets
-        for text in (node.op_type, node.name, node.doc_string, *node.input, *node.output):
-            _text(text, inside or "the graph")
-        domain = _domain(node.domain, inside)
-        if domain != node.domain:
+        op_type, given = node.op_type, node.domain
+        for text in (op_type, node.name, node.doc_string, *node.input, *node.output):
+            if not isinstance(text, str):
+                _text(text, inside or "the graph")
+        domain = _domain(given, inside)
+        if domain != given:
             node.domain = domain
-        key = (domain, node.op_type, node.overload)
+        key = (domain, op_type, node.overload)
         if key in self.functions and self.caller is not None:
             self.calls[self.caller].add(key)
         if domain not in opsets:
             raise ModelError(
                 f"its operator is of the domain {_shown(domain)}, which is not imported", where=_label(node, inside)
             )
-        if key not in self.functions and domain in _LATEST and not _exists(node.op_type, opsets[domain], domain):
+        if key not in self.functions and domain in _LATEST and not _exists(op_type, opsets[domain], domain):
             raise ModelError(
                 f"the domain {_shown(domain)} has no operator {node.op_type!r} at version {opsets[domain]}",
                 where=_label(node, inside),
@@ -262,8 +268,10 @@ class _Walk:
                 raise ModelError(f"its attribute {name!r} refers to one of a function, but is not in one", where=where)
             return
         if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and node is not None and node.op_type == "Constant":
-            with _about("its sparse value", where):
+            try:
                 value = tensors.dense(attribute.sparse_tensor, self.files)
+            except ModelError as error:
+                raise _about("its sparse value", where, error) from None
             attribute.Clear()
             attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
             attribute.t.CopyFrom(value)
@@ -276,8 +284,10 @@ class _Walk:
             self._tensor(tensor, f"its attribute {name!r}", where)
 
     def _tensor(self, tensor: onnx.TensorProto, what: str, where: str) -> None:
-        with _about(what, where):
+        try:
             tensors.check(tensor, self.files)
+        except ModelError as error:
+            raise _about(what, where, error) from None
 
 
 def _makers(body: _Body, given: set[str], inside: str) -> dict[str, int]:
@@ -312,8 +322,10 @@ def _value_info(info: onnx.ValueInfoProto, inside: str) -> None:
         return
     of_tensor = getattr(of_value, kind)
     if of_tensor.elem_type:
-        with _about(f"the value {name!r}", inside):
+        try:
             tensors.data_type(of_tensor.elem_type)
+        except ModelError as error:
+            raise _about(f"the value {name!r}", inside, error) from None
     for dim in of_tensor.shape.dim:
         _text(dim.dim_param, inside)
         if dim.dim_value < 0:
@@ -331,13 +343,9 @@ def _exists(operator: str, version: int, domain: str) -> bool:
     return True
 
 
-@contextmanager
-def _about(what: str, where: str) -> Iterator[None]:
-    """Name the tensor or value that an error is about."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{what} is not valid: {error.what}", where=where or None) from None
+def _about(what: str, where: str, error: ModelError) -> ModelError:
+    """The error with the name of the tensor or value that it is about."""
+    return ModelError(f"{what} is not valid: {error.what}", where=where or None)
 
 
 def _unique(names: Iterable[str], what: str, inside: str) -> None:

@@ -216,7 +216,11 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:
     position = start
     while position < end:
         begin = position
-        key, position = _varint(data, position, end)
+        key = data[position]
+        if key < 0x80:  # as nearly all are
+            position += 1
+        else:
+            key, position = _varint(data, position, end)
         wire_type = key & 7
         payload = position
         if wire_type == 0:
