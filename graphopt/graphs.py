@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from . import walk
@@ -43,7 +44,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     value, dtype = attribute.value, _NUMBERS.get(attribute.name)
     if dtype is None:
         return value if attribute.name == "value" else None
-    return ir.tensor(list(value) if isinstance(value, tuple) else value, dtype)
+    return ir.Tensor(np.array(value, dtype.numpy()))
 
 
 def is_overridable(value: ir.Value | None) -> bool:

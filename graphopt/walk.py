@@ -14,8 +14,11 @@ _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 def subgraphs(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs in a node's attributes."""
+    attributes = node.attributes.data
+    if not attributes:
+        return ()
     found: list[ir.Graph] | None = None
-    for attribute in node.attributes.data.values():
+    for attribute in attributes.values():
         kind = attribute.type
         if (kind is _GRAPH or kind is _GRAPHS) and not attribute.is_ref():
             inner = [attribute.value] if kind is _GRAPH else attribute.value

@@ -100,7 +100,7 @@ class Simplify(Pass):
 
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
-        work = Work(model, excluded, weight_limit=weights + growth)
+        work = Work(model, excluded, weight_limit=weights + growth, excludes=bool(patterns))
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
         if self.options.inline:
             changes += inline_functions(work)

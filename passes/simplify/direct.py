@@ -67,7 +67,7 @@ def _range(_node: ir.Node, inputs: Sequence[Array]) -> Array | None:
 
 
 def _reshape(node: ir.Node, inputs: Sequence[Array]) -> Array | None:
-    if len(inputs) != 2 or node.attributes.get_int("allowzero", 0):
+    if len(inputs) != 2 or node.attributes.get_int("allowzero", 0) != 0:
         return None
     data, shape = inputs
     return data.reshape([data.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])

@@ -32,6 +32,10 @@ def merge_equal_initializers(work: Work) -> list[Change]:
     groups: dict[_Group, list[ir.Value]] = {}
     parents: dict[ir.Graph, ir.Graph | None] = {}
     _collect(work.model.graph, None, parents, groups)
+    compared = {(value, value.graph) for group in groups.values() for value in group}
+    if compared <= work.compared:
+        return []
+    work.compared = compared
     kept = work.annotated_names()
     changes = []
     for group in groups.values():
@@ -92,7 +96,7 @@ class _Digest:
 
 
 def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
-    """A digest of the first ``limit`` bytes of a tensor, or of all."""
+    """The first ``limit`` bytes of a tensor, or a digest of all."""
     digest = _Digest()
     if limit is None and hasattr(tensor, "tofile"):
         tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
@@ -100,7 +104,9 @@ def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
     array = tensor.numpy()  # a mapping of the file: no more than the first page is read
     packed = array.nbytes != tensor_bytes(tensor)  # several elements in a byte
     start = tensor.tobytes() if packed or not array.size else array.reshape(-1)[:limit].tobytes()
-    digest.write(start[:limit])
+    if limit is not None:
+        return start[:limit]
+    digest.write(start)
     return digest.hash.digest()
 
 

@@ -53,9 +53,12 @@ def accepts(op_type: str, dtype: ir.DataType) -> bool:
     return dtype in _COMPUTED or (op_type in MOVES and dtype in _MOVED)
 
 
-def bound(op_type: str, sizes: Sequence[int]) -> int | None:
-    """An upper bound of the number of elements that the operator gives for inputs of these sizes; None if there is none."""
-    return None if op_type in _EXPANDS else math.prod(size + 1 for size in sizes)
+def bound(op_type: str, tensors: Sequence[ir.TensorProtocol]) -> int | None:
+    """An upper bound of the number of elements that the operator gives for these inputs; None if there is none."""
+    shape = {"ConstantOfShape": 0, "Expand": 1}.get(op_type)
+    if shape is not None and tensors[shape].size <= _SHAPE_ELEMENTS:
+        return math.prod(max(1, int(size)) for size in tensors[shape].numpy().flat) * (tensors[0].size + 1)
+    return None if op_type in _EXPANDS else math.prod(tensor.size + 1 for tensor in tensors)
 
 
 def output_types(node: ir.Node, opset: int, tensors: Sequence[ir.TensorProtocol | None]) -> list[ir.TypeAndShape]:

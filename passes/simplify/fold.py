@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +39,8 @@ _LARGE_BYTES = 1 << 20
 """Tensors above this size are moved when they are written, not before."""
 _COMPUTED_BYTES = 1 << 26
 """All values that are computed in one run together."""
+_START = 64
+"""So many elements are looked at to see which constants may be equal."""
 _ELEMENT_BYTES = 8
 """Of the widest type that is computed."""
 _TYPE_AND_SHAPE_ONLY = frozenset({"Shape", "Size", "CastLike"})
@@ -101,11 +105,24 @@ class _Folded:
 
     def identity(self, value: ir.Value) -> Hashable:
         """Equal for values that can be one constant: the same bytes, in the same graph."""
-        tensor = self.tensors[value]
-        if isinstance(tensor, MovedTensor):
+        tensor, start = self.tensors[value], self.starts.get(value)
+        if start is None or self.alike[start] < 2:
             return value
-        digest = hashlib.blake2b(tensor.tobytes(), digest_size=32).digest()
-        return self.homes[value], tensor.dtype, tensor.shape.numpy(), digest
+        return start, hashlib.blake2b(tensor.tobytes(), digest_size=32).digest()
+
+    @cached_property
+    def starts(self) -> dict[ir.Value, Hashable]:
+        """Where each value would be a constant, its type, its shape and its first bytes."""
+        return {
+            value: (self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().reshape(-1)[:_START].tobytes())
+            for value, tensor in self.tensors.items()
+            if not isinstance(tensor, MovedTensor)
+        }
+
+    @cached_property
+    def alike(self) -> Counter[Hashable]:
+        """How many values have the same start: only these need to be compared."""
+        return Counter(self.starts.values())
 
 
 def _evaluate_all(work: Work, root: Root) -> _Folded:
@@ -179,7 +196,7 @@ def _from_constants(node: ir.Node, opset: int, folded: _Folded) -> _Found | None
 def _compute(node: ir.Node, opset: int, inputs: list[ir.TensorProtocol | None], folded: _Folded) -> list[ir.TensorProtocol]:
     """The outputs of a node, computed now or when they are written."""
     given = [tensor for tensor in inputs if tensor is not None]
-    elements = bound(node.op_type, [tensor.size for tensor in given])
+    elements = bound(node.op_type, given)
     if elements is None or elements * _ELEMENT_BYTES > _LARGE_BYTES:
         moved = [MovedTensor(node, opset, inputs, like, i) for i, like in enumerate(output_types(node, opset, inputs))]
         size, read = sum(tensor.nbytes for tensor in moved), sum(tensor_bytes(tensor) for tensor in given)
@@ -190,4 +207,4 @@ def _compute(node: ir.Node, opset: int, inputs: list[ir.TensorProtocol | None], 
         if folded.memory + size + read > _COMPUTED_BYTES:
             raise Refused(f"computing it would take {(size + read) / 1e6:.0f} MB of memory")
     arrays = evaluate(node, opset, [None if tensor is None else tensor.numpy() for tensor in inputs])
-    return [ir.Tensor(array.copy()) for array in arrays]
+    return [ir.Tensor(array if array.flags.owndata else array.copy()) for array in arrays]

@@ -67,6 +67,10 @@ class Work:
     """What is known of types and shapes; stays right while the graph is rewired."""
     declined: dict[ir.Node, str] = field(default_factory=dict)
     """Nodes that could be computed ahead of time but were not, and why."""
+    excludes: bool = True
+    """Whether the user asked to leave anything alone."""
+    compared: set[tuple[ir.Value, ir.Graph | None]] = field(default_factory=set)
+    """Initializers that were compared with all others, each with the graph that it was in."""
     current: bool = False
     """Whether the facts come from the graph as it is now."""
     learnt: bool = False
@@ -96,7 +100,7 @@ class Work:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
         if node.domain != "" or (self.model.functions and node.op_identifier() in self.model.functions):
             return False
-        return not self.excluded(site(node))
+        return not (self.excludes and self.excluded(site(node)))
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """The element type of a tensor, where it is known for certain."""

@@ -30,12 +30,11 @@ def drop_leftovers(model: ir.Model) -> list[Change]:
     sizes: list[int] = []
     for graph in graphs(model):
         sizes += _drop_metadata(graph.metadata_props)
-        for node in graph:
-            sizes += _drop_metadata(node.metadata_props)
-            sizes += _drop_trace(node)
-        for value in [*defined(graph), *graph.outputs]:
-            sizes += _drop_metadata(value.metadata_props)
-            sizes += _drop_trace(value)
+        for owner in (*graph, *defined(graph), *graph.outputs):
+            if owner.metadata_props:
+                sizes += _drop_metadata(owner.metadata_props)
+            if owner.doc_string:
+                sizes += _drop_trace(owner)
     for function in model.functions.values():
         sizes += _drop_metadata(function.metadata_props)
     if not sizes:

@@ -36,6 +36,11 @@ class Symbolic:
     def __init__(self, work: Work, root: Root) -> None:
         self._work = work
         self.opset = root.opset
+        from .follow import DIMS  # it needs Symbolic to say what its rules are given
+
+        self._rules = DIMS
+        self._functions = work.model.functions
+        self._symbols: dict[str, Poly] = {}
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
         self._numbers: dict[ir.Value, Array | None] = {}
         self._unknown = 0
@@ -90,16 +95,18 @@ class Symbolic:
         return self.fixed(node.inputs[index]) if len(node.inputs) > index else None
 
     def _evaluate(self, node: ir.Node) -> None:
-        from .follow import DIMS  # it needs Symbolic to say what its rules are given
-
-        standard = node.domain == "" and node.op_identifier() not in self._work.model.functions
-        inferred = [self._inferred(output) for output in node.outputs]
+        op_type, functions = node.op_type, self._functions
+        standard = node.domain == "" and not (functions and node.op_identifier() in functions)
+        if op_type == "Constant":
+            inferred = [self._inferred(output) for output in node.outputs]
+        else:
+            inferred = [self._fact(output) for output in node.outputs]
         followed: list[tuple[Dim, ...] | None] = [None] * len(node.outputs)
         try:
-            if standard and any(known is None or None in known for known in inferred) and node.op_type in DIMS:
-                found = DIMS[node.op_type](self, node)
+            if standard and op_type in self._rules and any(known is None or None in known for known in inferred):
+                found = self._rules[op_type](self, node)
                 followed[: len(found)] = found[: len(followed)]
-            numbers = _NUMBERS[node.op_type](self, node) if standard and node.op_type in _NUMBERS else None
+            numbers = _NUMBERS[op_type](self, node) if standard and op_type in _NUMBERS else None
         except TooLongError:
             numbers = None
         for output, first, second in zip(node.outputs, inferred, followed, strict=True):
@@ -110,12 +117,21 @@ class Symbolic:
 
     def _inferred(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         tensor = constant(value)
-        if tensor is not None:
-            return tuple(tensor.shape.numpy())
+        return self._fact(value) if tensor is None else tuple(tensor.shape.numpy())
+
+    def _fact(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         known = self._work.facts.get(value)
         if known is None or known.shape is None or not isinstance(known.type, ir.TensorType):
             return None
-        return tuple(dim if isinstance(dim, int) else symbol(f"${dim.value}") if dim.value else None for dim in known.shape)
+        return tuple([dim if isinstance(dim, int) else self._symbol(dim) for dim in known.shape.dims])
+
+    def _symbol(self, dim: ir.SymbolicDim) -> Poly | None:
+        name = dim.value
+        if not name:
+            return None
+        if name not in self._symbols:
+            self._symbols[name] = symbol(f"${name}")
+        return self._symbols[name]
 
     def _merged(self, a: tuple[Dim | None, ...] | None, b: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
         if a is None or b is None or len(a) != len(b):
@@ -124,7 +140,7 @@ class Symbolic:
         return self._named([y if x is None else x for x, y in zip(a, b, strict=True)])
 
     def _named(self, dims: tuple[Dim | None, ...] | list[Dim | None]) -> tuple[Dim, ...]:
-        return tuple(self.unknown() if dim is None else dim for dim in dims)
+        return tuple([self.unknown() if dim is None else dim for dim in dims])
 
     def unknown(self) -> Poly:
         """A dimension that nothing is known of."""
