@@ -116,9 +116,8 @@ class Simplify(Pass):
         for step in (step for _ in range(self.options.iterations) for step in steps):
             done = step(work)
             changes += done
-            if done:
-                work.graph_changed()
-            quiet = 0 if done or (step is learn and work.learnt) else quiet + 1
+            quiet = 0 if done else 1 if work.learnt else quiet + 1
+            work.current, work.learnt = work.current and not done, False
             if quiet == len(steps):
                 break
         return changes

@@ -72,15 +72,11 @@ class Work:
     compared: set[tuple[ir.Value, ir.Graph | None]] = field(default_factory=set)
     """Initializers that were compared with all others, each with the graph that it was in."""
     current: bool = False
-    """Whether the facts come from the graph as it is now."""
+    """Whether the graph is still as it was when the facts were looked at."""
     learnt: bool = False
-    """Whether inference told anything new when it was last asked."""
+    """Whether a step has found out more than was known: steps before it may do more now."""
     symbolic: Symbolic | None = None
-    """What is known of the main graph as it is now, where a step has asked for it."""
-
-    def graph_changed(self) -> None:
-        """Note that the graph is another one now."""
-        self.current, self.symbolic = False, None
+    """What was known of the main graph when a step first asked; true of the values that were there then."""
 
     @cached_property
     def _has_annotations(self) -> bool:

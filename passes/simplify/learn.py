@@ -18,8 +18,10 @@ from .graph import Work
 
 def learn(work: Work) -> list[Change]:
     """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says whether more is known now."""
-    work.learnt = False
-    if work.current or all(_is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
+    if work.current:
+        return []
+    work.current, work.symbolic = True, None
+    if all(_is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
         return []
     known, work.facts = work.facts, infer(work.model)
     work.learnt = any(
@@ -27,8 +29,6 @@ def learn(work: Work) -> list[Change]:
         for value, found in work.facts.items()
         if not value.is_initializer()
     )
-    work.current = True
-    work.symbolic = None
     return []
 
 

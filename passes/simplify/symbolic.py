@@ -158,9 +158,9 @@ class Symbolic:
 
 
 def symbolic(work: Work, root: Root) -> Symbolic:
-    """What is known of the main graph as it is now; evaluated once, until a step says that it changed something."""
+    """What is known of the main graph, evaluated once after ``learn``: what steps change leaves it true."""
     if work.symbolic is None:
-        work.symbolic = Symbolic(work, root)
+        work.symbolic, work.learnt = Symbolic(work, root), True
     return work.symbolic
 
 
