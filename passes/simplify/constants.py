@@ -23,14 +23,16 @@ def lift_constants(work: Work) -> list[Change]:
     for root in work.roots():
         if not root.initializers:
             continue
+        lifted = []
         for node in root.nodes():
-            tensor = constant_tensor(node) if work.is_operator(node) else None
+            tensor = constant_tensor(node) if node.op_type == "Constant" and work.is_operator(node) else None
             if tensor is None or tensor.dtype == ir.DataType.STRING or node.outputs[0].is_graph_output():
                 continue
             assert node.graph is not None
             put_constant(root, node.outputs, tensor, node.graph)
-            remove([node])
-            count += 1
+            lifted.append(node)
+        remove(lifted)
+        count += len(lifted)
     if not count:
         return []
     name = work.model.graph.name or "graph"

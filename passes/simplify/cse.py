@@ -77,7 +77,7 @@ def _is_deterministic(op_type: str, opset: int) -> bool:
 def _key(node: ir.Node) -> Hashable | None:
     """What equal nodes have in common; None for a node that cannot be compared."""
     attributes = []
-    for name, attribute in sorted(node.attributes.items()):
+    for name, attribute in sorted(node.attributes.data.items()):
         value = _comparable(attribute)
         if value is None:
             return None

@@ -42,9 +42,9 @@ def remove_dead(work: Work) -> list[Change]:
 def _sweep(work: Work, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
     for node in reversed(graph):
-        if work.excluded(site(node)):
+        if work.excludes and work.excluded(site(node)):
             continue
-        used = any(output.uses() or output.is_graph_output() for output in node.outputs)
+        used = any(output.is_graph_output() or output.uses() for output in node.outputs)
         identifier = node.op_identifier()
         removable = identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
         if not used and removable:
@@ -107,6 +107,8 @@ def _functions_with_effects(model: ir.Model) -> set[ir.OperatorIdentifier]:
 
 
 def _remove_functions(model: ir.Model) -> list[Change]:
+    if not model.functions:
+        return []
     reached: set[ir.OperatorIdentifier] = set()
     waiting = [*walk.nodes(model.graph)]
     while waiting:

@@ -121,7 +121,7 @@ def evaluate(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> 
     except Exception as error:  # the reference implementation raises whatever it likes
         raise Refused(f"the reference implementation cannot compute it: {error}") from error
     outputs = list(found) if isinstance(found, list | tuple) else [found]
-    return [np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array)) for array in outputs[: len(node.outputs)]]
+    return [np.asarray(array, order="C") for array in outputs[: len(node.outputs)]]
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:

@@ -129,9 +129,11 @@ def _evaluate_all(work: Work, root: Root) -> _Folded:
     """Compute all that can be computed from constants, types and fixed shapes."""
     folded = _Folded()
     for node in root.nodes():
-        if node in work.declined or not work.is_operator(node) or any(a.is_ref() for a in node.attributes.values()):
+        if node.op_type not in _FOLDED or node in work.declined or not work.is_operator(node):
             continue
-        if node.op_type not in _FOLDED or any(o.is_graph_output() and output_position(o) is None for o in node.outputs):
+        if any(a.is_ref() for a in node.attributes.values()):
+            continue
+        if any(o.is_graph_output() and output_position(o) is None for o in node.outputs):
             continue
         try:
             found = _from_type_or_shape(work, node, root.opset, folded) or _from_constants(node, root.opset, folded)
