@@ -145,3 +145,4 @@ _RULES: Mapping[str, _Rule] = {
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }
+COVERED = frozenset(_RULES)

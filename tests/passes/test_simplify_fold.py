@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference.ops import load_op
 
 from graphopt import model as models
-from graphopt.passes.simplify import Simplify
+from graphopt.passes.simplify import Simplify, direct
 from graphopt.passes.simplify.evaluate import COMPUTES, LOWEST_OPSET, MOVES
 
 from helpers import assert_same_outputs, from_text, run
@@ -166,6 +169,41 @@ def test_what_is_computed_ahead_of_time_is_what_onnxruntime_gives_in_every_opset
 def test_every_operator_that_is_computed_is_tried_above():
     assert {case[0] for case in CASES} == MOVES | COMPUTES
     assert min(case[3] for case in CASES) == LOWEST_OPSET
+
+
+def test_the_usual_operators_give_what_the_reference_implementation_gives():
+    compared = set()
+    for name, inputs, attributes, lowest, highest in CASES:
+        for opset in versions(name, lowest, highest):
+            node = ir.from_proto(constant_model(name, inputs, attributes, opset)).graph[0]
+            found = direct.compute(node, inputs)
+            if found is not None:
+                given = {key: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for key, v in attributes.items()}
+                wanted = np.asarray(load_op("", name, opset).eval(*inputs, n_outputs=1, **given))
+                np.testing.assert_array_equal(found, wanted, strict=True, err_msg=f"{name} {opset}")
+                compared.add(name)
+    assert compared == direct.COVERED
+
+
+def test_what_models_usually_compute_ahead_of_time_does_not_need_the_reference_implementation():
+    code = """if True:
+        import sys
+        import onnx, onnx_ir as ir
+        sys.path.insert(0, %r)
+        from simplifying import simplify
+        model = onnx.parser.parse_model('''<ir_version: 10, opset_import: ["" : 20]>
+            g (float[N, 4] x) => (float[N, 4] y) <float[2, 2] w = {1, 2, 3, 4}, int64[1] four = {4}> {
+                flat = Reshape(w, four)
+                wide = Unsqueeze(flat, axis)
+                root = Sqrt(wide)
+                y = Mul(x, root)
+            }''')
+        model.graph.initializer.append(onnx.helper.make_tensor("axis", 7, [1], [0]))
+        result, _ = simplify(model)
+        assert [node.op_type for node in result.graph.node] == ["Mul"]
+        assert "onnx.reference" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code % str(Path(__file__).parents[1])], check=True)
 
 
 @pytest.mark.parametrize(
