@@ -25,7 +25,7 @@ _CHUNK_BYTES = 4 << 20
 class Sink(Protocol):
     """What weights are written to."""
 
-    def write(self, data: bytes, /) -> Any:
+    def write(self, data: bytes | memoryview, /) -> Any:
         """Take the next bytes."""
 
 
@@ -78,8 +78,7 @@ class DataFile:
             ModelError: The file was changed since.
         """
         if self._pinned is not None:
-            for begin in range(offset, offset + length, _CHUNK_BYTES):
-                sink.write(self._pinned[begin : min(begin + _CHUNK_BYTES, offset + length)])
+            sink.write(memoryview(self._pinned)[offset : offset + length])
             return
         with self._open() as file:
             file.seek(offset)

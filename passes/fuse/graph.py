@@ -13,7 +13,6 @@ as growth.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -50,8 +49,8 @@ class Work:
     reads: Counter[ir.Value] = field(default_factory=Counter)
     """How often each initializer is read, or more: to list the readers of one takes time when there are thousands."""
 
-    made: dict[Hashable, ir.Value] = field(default_factory=dict)
-    """Initializers that this run made, by their graph and contents: equal ones are one."""
+    made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
+    """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
 
     def __post_init__(self) -> None:
         self.fixed = annotated_names(self.model)
@@ -175,19 +174,18 @@ class Work:
     def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
         """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer."""
         assert node.graph is not None
-        digest = hashlib.blake2b(array.tobytes(), digest_size=32).digest()
-        key = (node.graph, array.dtype, array.shape, digest)
-        made = self.made.get(key)
-        if made is not None and made.graph is node.graph:
+        alike = self.made.setdefault((node.graph, array.dtype, array.shape, _start(array)), [])
+        made = next((value for value in alike if value.graph is node.graph and _holds(value.const_value, array)), None)
+        if made is not None:
             return made
         name = self.new_name(name)
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
         self.facts[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(array.shape))
         if (self.model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT:
             value.const_value = tensor
             node.graph.register_initializer(value)
-            self.made[key] = value
+            alike.append(value)
         else:
             node.graph.insert_before(node, ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value]))
         return value
@@ -268,7 +266,12 @@ def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
     """Whether a constant has the type, the shape and, bit by bit, the contents of an array."""
     if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape.numpy()) != array.shape:
         return False
-    return tensor.tobytes() == array.tobytes()
+    return _start(tensor.numpy()) == _start(array) and tensor.tobytes() == array.tobytes()
+
+
+def _start(array: np.ndarray) -> bytes:
+    """The first elements: where they differ, the others need not be compared."""
+    return array.reshape(-1)[:64].tobytes()
 
 
 def _bytes(value: ir.Value) -> int:
