@@ -85,7 +85,7 @@ class OnnxRuntime(Runtime):
     def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
         """Median milliseconds of each node of the optimized graph, fused nodes as such, in order of their first execution.
 
-        A node that onnxruntime made of one of the model's has its name, or the name of the value that it computes, and a suffix.
+        A node that onnxruntime made of one of the model's has its name, or the name of a value that it computes, and a suffix.
 
         Times are onnxruntime's own wall times with a resolution of 1 us. A node with a body (If, Loop, Scan) has its own time
         only: what the body's nodes take is theirs. Runs that warm up are not counted; a slow model has fewer rounds.

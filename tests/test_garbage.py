@@ -9,13 +9,18 @@ import pytest
 from graphopt.garbage import collected_later
 
 
-def test_the_collector_waits_and_goes_on_after_an_error_too():
-    assert gc.isenabled()
-    with pytest.raises(ValueError, match="broken"), collected_later():
+def _breaks_inside():
+    with collected_later():
         with collected_later():
             assert not gc.isenabled()
         assert not gc.isenabled()
         raise ValueError("broken")
+
+
+def test_the_collector_waits_and_goes_on_after_an_error_too():
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="broken"):
+        _breaks_inside()
     assert gc.isenabled()
 
 
