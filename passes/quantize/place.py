@@ -159,6 +159,8 @@ class Placer:
             node.replace_input_with(index, dequantized)
         for node, _ in gaps:
             node.replace_input_with(0, self._per_channel(value, node, parameters))
+        if len(gaps) == len(readers) and not outputs:
+            self._remove(dequantized)
         if outputs:
             for index in outputs:
                 self.graph.outputs[index] = dequantized
@@ -219,7 +221,13 @@ class Placer:
         after.name, quantized.name = quantized.name, None
         self.graph.remove(q, safe=True)
         if before is not None and not before.uses() and not before.is_graph_output():
-            self.graph.remove(dq, safe=True)
+            self._remove(before)
+
+    def _remove(self, dequantized: ir.Value) -> None:
+        """Remove a DQ that nothing reads."""
+        node = dequantized.producer()
+        assert node is not None
+        self.graph.remove(node, safe=True)
 
     # --------------------------------------------------------------------------------------------------------- constants
 

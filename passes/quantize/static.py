@@ -21,7 +21,7 @@ from pydantic import Field
 from graphopt import model as models
 from graphopt.contracts import Array, Border, Change, Context, LossyPass, Need, PassOptions, Plan, Setting, Site
 from graphopt.errors import ModelError, UsageError
-from graphopt.graphs import constant
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant
 from graphopt.targets import Quantization
 
 from . import nearest, operators, ranges, weights
@@ -30,7 +30,7 @@ from .network import Network
 from .operators import Operator
 from .place import Placer, Weights
 from .scheme import Parameters, from_range, limits, quantize
-from .tables import OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
+from .tables import IR_VERSION, OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
 
 INT8 = Setting("int8", "int8")
 _METHODS: tuple[ranges.Method, ...] = ("minmax", "mse")
@@ -107,7 +107,7 @@ class StaticQuantize(LossyPass):
 
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Quantize the planned operators."""
-        if self.options.freeze:
+        if self._freezes(model):
             _freeze(model)
         network = self._analyze(model, context)
         chosen = networks.chosen(network, (site.name for site in plan))
@@ -126,9 +126,12 @@ class StaticQuantize(LossyPass):
 
     # ------------------------------------------------------------------------------------------------------------- parts
 
+    def _freezes(self, model: ir.Model) -> bool:
+        return self.options.freeze or (model.ir_version or 0) < INITIALIZERS_NEED_NO_INPUT
+
     def _frozen(self, model: ir.Model) -> ir.Model:
         """The model as it is quantized; the one that is given stays."""
-        if not self.options.freeze:
+        if not self._freezes(model):
             return model
         clone = models.clone(model)
         _freeze(clone)
@@ -235,9 +238,10 @@ class StaticQuantize(LossyPass):
 
 
 def _freeze(model: ir.Model) -> None:
-    """Let no caller replace an initializer."""
+    """Let no caller replace an initializer. Before IR version 4 none could, though all had to be listed as inputs."""
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
 
 
 def _site(operator: Operator) -> Site:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 OPSET = 13
 """From this version of ONNX's operators on, DequantizeLinear has an axis."""
+IR_VERSION = 7
+"""What belongs to that version of the operators."""
 OPSET_16_BITS = 21
 """From this version on, QuantizeLinear gives 16 bits."""
 

@@ -104,6 +104,47 @@ class Builder:
         there = self.node("Transpose", self.value, perm=[0, 2, 3, 1])
         self.value = self.node("Transpose", there, perm=[0, 3, 1, 2])
 
+    def handed_on(self) -> None:
+        """Something that moves or repeats elements, and moves them back."""
+        integers = lambda *values: self.constant(np.array(values, np.int64))  # noqa: E731
+        kind = self.draw(st.sampled_from(["Gather", "Unsqueeze", "Reshape", "DepthToSpace", "Resize", "Tile", "Expand", "Pad"]))
+        if kind == "Gather":
+            self.value = self.node("Gather", self.value, integers(*self.rng.permutation(self.channels)), axis=1)
+        elif kind == "Unsqueeze":
+            self.value = self.node("Squeeze", self.node("Unsqueeze", self.value, integers(2)), integers(2))
+        elif kind == "Reshape":
+            flat = self.node("Reshape", self.value, integers(0, -1))
+            self.value = self.node("Reshape", flat, integers(0, self.channels, self.size, self.size))
+        elif kind == "DepthToSpace" and self.channels % 4 == 0 and self.channels > 4:
+            there = self.node("DepthToSpace", self.value, blocksize=2)
+            self.value = self.node("SpaceToDepth", there, blocksize=2)
+        elif kind == "Resize" and self.size <= 4:
+            scales = self.constant(np.array([1, 1, 2, 2], np.float32))
+            self.value = self.node("Resize", self.value, "", scales, mode=self.draw(st.sampled_from(["nearest", "linear"])))
+            self.size *= 2
+        elif kind == "Tile" and self.channels <= 16:
+            self.value, self.channels = self.node("Tile", self.value, integers(1, 2, 1, 1)), 2 * self.channels
+        elif kind == "Expand":
+            self.value = self.node("Expand", self.value, integers(1, self.channels, 1, 1))
+        elif kind == "Pad":
+            mode = self.draw(st.sampled_from(["constant", "reflect", "edge"]))
+            padded = self.node("Pad", self.value, integers(0, 0, 1, 1, 0, 0, 1, 1), mode=mode)
+            self.value = self.node("MaxPool", padded, kernel_shape=[3, 3])
+
+    def arithmetic(self) -> None:
+        """A constant for each channel, an activation that nothing absorbs, a product of two branches."""
+        kind = self.draw(st.sampled_from(["Add", "Mul", "HardSigmoid", "product", "ConvTranspose"]))
+        if kind in {"Add", "Mul"}:
+            constant = self.constant(self.rng.uniform(0.5, 2, (self.channels, 1, 1)).astype(np.float32))
+            self.value = self.activate(self.node(kind, self.value, constant), self.draw(st.sampled_from(["none", "Relu"])))
+        elif kind == "HardSigmoid":
+            self.value = self.node("HardSigmoid", self.value)
+        elif kind == "product":
+            self.value = self.node("Mul", self.conv(self.value, self.channels, "Sigmoid"), self.value)
+        else:
+            weight = self.weight(self.channels, self.channels, 3, 3)
+            self.value = self.activate(self.node("ConvTranspose", self.value, weight, pads=[1] * 4), "Relu")
+
     def head(self) -> str:
         flat = self.node("Flatten", self.value)
         size = self.channels * self.size**2
@@ -118,7 +159,10 @@ class Builder:
         return self.node("Gemm", flat, self.weight(*shape), self.weight(5), transB=trans, alpha=alpha, beta=beta)
 
 
-LAYERS = ("plain", "residual", "gate", "branches", "pool", "shortcut", "halves", "around")
+LAYERS = (
+    *("plain", "residual", "gate", "branches", "pool", "shortcut", "halves", "around"),
+    *("handed_on", "arithmetic", "plain"),
+)
 
 
 @st.composite

@@ -137,6 +137,7 @@ def test_a_conv_that_is_left_in_floats_stays_in_floats_between_integer_ones() ->
     done = quantize(proto, {"x": images()}, only=lambda site: site.name != "b")
     run = kernels(done.proto, {"x": images(1)})
     assert (run["QLinearConv"], run["Conv"] + run["FusedConv"]) == (2, 1)
+    assert (run["QuantizeLinear"], run["DequantizeLinear"]) == (2, 2)
 
 
 def test_the_last_layer_gives_floats_without_quantizing_them() -> None:
@@ -313,6 +314,18 @@ def test_nodes_in_bodies_and_quantized_ones_are_declined() -> None:
         quantize(twice, {"x": images(channels=3)})
 
 
+def test_weights_that_are_listed_as_inputs_are_quantized_when_the_user_freezes_them() -> None:
+    proto = network("g (float[N,4,8,8] x, float[4,4,3,3] w) => (float[N,4,K,L] y) { y = Conv(x, w) }", w=conv_weight())
+    with pytest.raises(ModelError, match="a caller may replace") as raised:
+        quantize(proto, {"x": images()})
+    assert raised.value.hint == "If no caller does: --set quantize.static.freeze=true"
+    done = quantize(proto, {"x": images()}, freeze=True).proto
+    assert [value.name for value in done.graph.input] == ["x"]
+    proto.ir_version = 3  # then all initializers are listed, and no caller can replace one
+    old = quantize(proto, {"x": images()}).proto
+    assert kernels(done, {"x": images(1)})["QLinearConv"] == kernels(old, {"x": images(1)})["QLinearConv"] == 1
+
+
 def test_nothing_to_quantize_is_an_error_that_says_why() -> None:
     proto = network("g (float[N,8] x) => (float[N,8] y) { y = Tanh(x) }")
     with pytest.raises(ModelError, match="the model has none of these"):
@@ -389,6 +402,20 @@ def test_every_method_of_choosing_ranges_works(method: str) -> None:
     feed = {"x": images(64, channels=3)}
     done = quantize(small_cnn(), feed, method=method, weight_method="mse")
     assert sqnr(run_optimized(small_cnn(), feed)["y"], run_optimized(done.proto, feed)["y"]) > 15
+
+
+def test_ranges_are_chosen_by_what_they_leave_of_the_outputs() -> None:
+    """One value in ten thousand is a hundred times as large as the others, and leaves nothing of them to min-max."""
+    x = images(64)
+    x[0, 0, 0, 0] = 400
+    text = """g (float[N,4,8,8] x) => (float[N,4] y) {
+        a = Conv(x, w)  l = LeakyRelu<alpha = 0.1>(a)  p = GlobalAveragePool(l)  y = Flatten(p)
+    }"""
+    proto = network(text, w=conv_weight())
+    expected = run_optimized(proto, {"x": x})["y"]
+    found = {m: run_optimized(quantize(proto, {"x": x}, method=m).proto, {"x": x})["y"] for m in ("auto", "minmax", "mse")}
+    noise = {method: float(((actual - expected)[:32] ** 2).sum()) for method, actual in found.items()}
+    assert noise["auto"] == min(noise.values()) < max(noise.values())
 
 
 def test_applying_another_plan_observes_nothing_again() -> None:
