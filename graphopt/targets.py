@@ -62,6 +62,7 @@ class Target(BaseModel):
     clock: Literal["cpu", "wall"] = Field(default="wall", description="cpu: CPU time of a one-thread session is the gate")
     machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")
     max_opset: int | None = Field(default=None, description="highest opset of the default domain that the runtime takes")
+    slow_kernels: tuple[str, ...] = Field(default=(), description="fused kernels that take longer than what they replace")
     quantization: Quantization | None = Field(default=None, description="None: nothing is known of integers on the target")
 
 
