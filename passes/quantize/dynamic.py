@@ -68,6 +68,7 @@ class DynamicQuantize(LossyPass):
 
     name = "quantize.dynamic"
     summary = "int8 weights for MatMul, Gemm, LSTM, Attention; the range of what they multiply is found in each run"
+    per_site = True
     Options = DynamicOptions
     options: DynamicOptions
 

@@ -84,7 +84,7 @@ class StaticQuantize(LossyPass):
         network = self._analyze(self._frozen(model), context)
         found = [_site(operator) for operator in network.operators.values()]
         declined = [Site(name, node.op_type, (), why=why, nodes=_names([node])) for node, name, why in network.declined]
-        if not found and self.options.required:
+        if not found and self.options.required and not any(n.op_type == "DynamicQuantizeLinear" for n in models.nodes(model)):
             raise _nothing(model, network)
         return [*found, *declined]
 
