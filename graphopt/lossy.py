@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 """Operators that turn numbers of one type into another."""
 _SAVED_BY: Mapping[str, allocate.Saving] = {"macs": "macs", "bytes": "bytes", "latency": "milliseconds"}
-_WORTH = 1.0
-"""The least speed-up over the model before, as timed, for which a plan is kept under the goal of latency."""
+_WORTH = 1.02
+"""The least speed-up over the model before for which accuracy is spent under the goal of latency: less may be noise."""
 
 
 def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
@@ -119,7 +119,8 @@ class Work:
         if problem is not None:
             return Outcome(False, problem, self.declined)
         if self._timed and remains is None and (speedup := self.evidence.speedup(self.before.path, self.path)) < _WORTH:
-            return Outcome(False, f"slower than before: {speedup:.2f}x with {len(plans[chosen])} sites changed", self.declined)
+            why = f"not faster than before: {speedup:.3f}x with {len(plans[chosen])} sites changed"
+            return Outcome(False, why, self.declined)
         return self._kept(plans[chosen], candidate, changes, [])
 
     def _part(self, plan: Plan, of: Literal["macs", "bytes", "latency"]) -> float:
@@ -152,7 +153,7 @@ class Work:
             return Outcome(False, str(error), self.declined)
         left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
         if choice.speedup is not None and choice.speedup < _WORTH:
-            why = f"slower than before wherever it was tried: at best {choice.speedup:.2f}x, with {len(choice.sites)} sites"
+            why = f"not faster than before wherever it was tried: at best {choice.speedup:.3f}x, with {len(choice.sites)} sites"
             return Outcome(False, why, [*left, *self.declined])
         plan = allocate.harshest(choice.sites)
         candidate, changes, problem = self._final(plan)
