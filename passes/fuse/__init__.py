@@ -9,6 +9,7 @@ gemm        MatMul and Add become Gemm, which transposes by itself
 pool        a mean over height and width is a GlobalAveragePool
 normalize   a LayerNormalization written out
 activation  Gelu and HardSwish written out
+residual    an Add that the runtime would fuse to its disadvantage
 state       an initial state of zeros is left out
 sequence    tensors are taken apart without a sequence
 """
@@ -36,6 +37,7 @@ from .neutral import remove_neutral
 from .normalize import use_layer_normalization
 from .pad import fold_pad
 from .pool import use_global_pool
+from .residual import keep_residual_apart
 from .sequence import split_without_sequence
 from .state import drop_zero_state
 
@@ -55,6 +57,7 @@ _RULES: Mapping[str, Sequence[Rule]] = {
     "Div": (remove_neutral, use_hard_swish, fold_affine),
     "Gemm": (transpose_in_gemm, fold_affine_before),
     "GRU": (drop_zero_state,),
+    "LayerNormalization": (keep_residual_apart,),
     "LSTM": (drop_zero_state,),
     "Min": (merge_limits,),
     "Mul": (remove_neutral, use_gelu, use_hard_swish, fold_affine, use_layer_normalization),
@@ -89,7 +92,8 @@ class Fuse(Pass):
         growth = context.growth_bytes
         if growth is None:
             growth = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART)
-        work = Work(model, excluded, infer(model), growth)
+        on_cpu = context.target.provider == "CPUExecutionProvider"
+        work = Work(model, excluded, infer(model), growth, on_cpu)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
         for _ in range(_SWEEPS):

@@ -10,6 +10,7 @@ import pytest
 
 from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import run
+from quantizing import kernels
 from simplifying import operators
 
 X = {"x": normal(2, 4, 8, 8, seed=9)}
@@ -338,3 +339,17 @@ def test_a_part_whose_position_is_not_known_is_taken_from_the_sequence():
     body = "s = SplitToSequence<axis = 1>(x, sizes) y = SequenceAt(s, i)"
     proto = model(body, "float[N, 4, 8, 8] x, int64 i", sizes=np.array([1, 3]))
     assert operators(fused(proto, {**X, "i": np.array(1)})) == ["SplitToSequence", "SequenceAt"]
+
+
+# --------------------------------------------------------------------------------------------------------------- residual
+
+
+def test_a_residual_add_is_not_left_to_the_slower_fused_kernel() -> None:
+    tokens = {"x": normal(2, 5, 8, seed=1)}
+    body = "h = MatMul(x, w) a = Add(h, x) n = LayerNormalization(a, gamma, beta) y = MatMul(n, w)"
+    weights = {"w": normal(8, 8, seed=2), "gamma": normal(8, seed=3), "beta": normal(8, seed=4)}
+    shapes = {"inputs": "float[N, T, 8] x", "outputs": "float[N, T, 8] y"}
+    result = fused(model(body, **shapes, **weights), tokens)
+    assert operators(result) == ["MatMul", "Sum", "LayerNormalization", "MatMul"]
+    before, after = (kernels(proto, tokens) for proto in (model(body, **shapes, **weights), result))
+    assert (before["SkipLayerNormalization"], after["SkipLayerNormalization"]) == (1, 0)
