@@ -92,8 +92,7 @@ class Fuse(Pass):
         growth = context.growth_bytes
         if growth is None:
             growth = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART)
-        on_cpu = context.target.provider == "CPUExecutionProvider"
-        work = Work(model, excluded, infer(model), growth, on_cpu)
+        work = Work(model, excluded, infer(model), growth, context.target.slow_kernels)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
         for _ in range(_SWEEPS):

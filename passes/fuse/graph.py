@@ -41,8 +41,8 @@ class Work:
     """What is known of types and shapes; stays right while the graph is rewired."""
     allowed_bytes: int
     """By how many bytes the weights may still grow."""
-    on_cpu: bool = False
-    """Whether onnxruntime's CPU provider will run the model."""
+    slow_kernels: Sequence[str] = ()
+    """Fused operators that are slower on the target than what they are made of."""
     names: set[str] = field(default_factory=set)
     fixed: set[str] = field(default_factory=set)
     """Initializers that quantization annotations refer to: used, though by no node."""

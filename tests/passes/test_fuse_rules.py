@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt import targets
+
 from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import run
 from quantizing import kernels
@@ -353,3 +355,17 @@ def test_a_residual_add_is_not_left_to_the_slower_fused_kernel() -> None:
     assert operators(result) == ["MatMul", "Sum", "LayerNormalization", "MatMul"]
     before, after = (kernels(proto, tokens) for proto in (model(body, **shapes, **weights), result))
     assert (before["SkipLayerNormalization"], after["SkipLayerNormalization"]) == (1, 0)
+
+
+@pytest.mark.parametrize("more", [" t = Neg(a)", " t = Identity(a)"])
+def test_a_residual_add_that_something_else_reads_stays(more: str) -> None:
+    tokens = {"x": normal(2, 5, 8, seed=1)}
+    body = "h = MatMul(x, w) a = Add(h, x) y = LayerNormalization(a, gamma, beta)" + more
+    weights = {"w": normal(8, 8, seed=2), "gamma": normal(8, seed=3), "beta": normal(8, seed=4)}
+    proto = model(body, "float[N, T, 8] x", "float[N, T, 8] y, float[N, T, 8] t", **weights)
+    assert "Add" in operators(fused(proto, tokens))
+
+
+def test_only_targets_with_the_slow_kernel_are_concerned() -> None:
+    assert "SkipLayerNormalization" in targets.load("cpu").slow_kernels
+    assert targets.load("tensorrt").slow_kernels == ()
