@@ -15,6 +15,7 @@ from graphopt.contracts import Change
 from graphopt.graphs import constant_tensor
 
 from .graph import Work, put_constant, remove
+from .names import own
 
 
 def lift_constants(work: Work) -> list[Change]:
@@ -29,6 +30,8 @@ def lift_constants(work: Work) -> list[Change]:
             if tensor is None or tensor.dtype == ir.DataType.STRING or node.outputs[0].is_graph_output():
                 continue
             assert node.graph is not None
+            if isinstance(tensor, ir.TensorProtoTensor):
+                tensor = own(tensor)  # whatever is asked of a proto is parsed again each time
             put_constant(root, node.outputs, tensor, node.graph)
             lifted.append(node)
         remove(lifted)

@@ -63,13 +63,17 @@ def _gather(node: ir.Node, inputs: Sequence[Array]) -> Array:
 
 def _range(_node: ir.Node, inputs: Sequence[Array]) -> Array | None:
     start, end, step = inputs
-    return np.arange(start.item(), end.item(), step.item()).astype(start.dtype) if start.dtype.kind in "iu" else None
+    if start.dtype.itemsize < 4:
+        return None
+    return np.arange(start.item(), end.item(), step.item()).astype(start.dtype)
 
 
 def _reshape(node: ir.Node, inputs: Sequence[Array]) -> Array | None:
-    if len(inputs) != 2 or node.attributes.get_int("allowzero", 0) != 0:
+    if len(inputs) != 2:
         return None
     data, shape = inputs
+    if node.attributes.get_int("allowzero", 0) == 1:
+        return data.reshape(shape)
     return data.reshape([data.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
 
 
@@ -127,8 +131,10 @@ _RULES: Mapping[str, _Rule] = {
     "Expand": _expand,
     "Gather": _gather,
     "Greater": _binary(np.greater, _NUMBERS),
+    "GreaterOrEqual": _binary(np.greater_equal, _NUMBERS),
     "Identity": _unary(np.copy, "bfiu"),
     "Less": _binary(np.less, _NUMBERS),
+    "LessOrEqual": _binary(np.less_equal, _NUMBERS),
     "Mul": _binary(np.multiply, _NUMBERS),
     "Neg": _unary(np.negative, "fi"),
     "Not": _unary(np.logical_not, "b"),

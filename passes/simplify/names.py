@@ -41,5 +41,11 @@ def _rename(root: Root, graph: ir.Graph, around: Counter[str | None]) -> None:
 def own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A tensor with the same contents: renaming a value renames its tensor, which other models may share."""
     if isinstance(tensor, ir.TensorProtoTensor):
-        return ir.Tensor(tensor.numpy(), tensor.dtype, shape=ir.Shape(tensor.shape.numpy()))
+        return ir.Tensor(
+            tensor.numpy(),
+            tensor.dtype,
+            shape=tensor.shape,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
     return copy.copy(tensor)
