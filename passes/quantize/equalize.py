@@ -1,0 +1,47 @@
+"""``quantize.equalize``: cross-layer equalization (Nagel et al. 2019, Data-Free Quantization, section 4.1).
+
+    Conv -> Relu -> Conv       rows of the first weight and its bias divided by s > 0, columns of the second multiplied by s
+
+Relu(x / s) = Relu(x) / s, so the function stays, while channels with a small range use the 256 integers of their tensor as
+well as those with a large one. It goes through all that commutes with a positive scale (``homogeneous.py``), residual sums and
+Concat included: there all branches get the same scale. Which s, and whether at all, is decided on data (``balance.py``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt.contracts import Change, Context, Need, Pass, PassOptions
+from graphopt.graphs import site
+
+from . import balance
+
+LINEAR = frozenset({"Gemm", "MatMul"})
+
+
+class EqualizeOptions(PassOptions):
+    """How the scales are found."""
+
+    samples: int = Field(256, ge=2, description="samples that ranges and gains are measured on")
+
+
+class Equalize(Pass):
+    """Equalize the channels that some Conv reads."""
+
+    name = "quantize.equalize"
+    summary = "channel ranges evened out between layers, the function unchanged, before quantization"
+    Options = EqualizeOptions
+    needs = frozenset({Need.DATA})
+    options: EqualizeOptions
+
+    def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
+        """Scale every group of channels where that lowers the error of quantization."""
+
+        def excluded(node: ir.Node) -> bool:
+            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in context.exclude)
+
+        return balance.improve(model, context, self.options.samples, lambda group: not group.op_types <= LINEAR, excluded)

@@ -1,0 +1,223 @@
+"""Where a positive scale per channel can move through a graph without changing what it computes (Nagel et al. 2019, eq. 5-8).
+
+    y = W f(V x + b) = (W S) f(S^-1 V x + S^-1 b)      where f(S^-1 z) = S^-1 f(z): Relu, pooling, Concat, Add of equals, ...
+
+Every value gets an array of channel ids that broadcasts to its shape: axes that share one scale have length 1. Operators say
+which ids are the same (``homogeneous.py``); a union-find makes classes of them. The id ``FIXED`` has the scale 1: what enters
+an operator that is not positive-homogeneous, an output of the model, an input of it. Constants that compensate are ``Factor``s:
+
+    Conv, Gemm, MatMul with a constant weight   columns times the input's scale, rows and bias divided by the output's
+    an operator with a constant operand         the constant of an Add is divided by the scale of the sum
+
+This is finer than the groups of channels that pruning removes together: a depthwise Conv keeps the channel and still gives it a
+new scale, and the gate of a Mul must keep its scale where the gated value need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.contracts import Array
+from graphopt.graphs import constant
+from graphopt.shapes import Facts, infer, subgraphs
+
+FIXED = 0
+"""The id of everything whose scale is 1."""
+_COPIED_BYTES = 1 << 14
+"""A constant that several nodes read is copied for one of them up to this size; a larger one keeps its scale."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The constant that is input ``index`` of ``node`` is to be multiplied by the scales of ``ids`` to the power +1 or -1.
+
+    ``ids`` broadcasts with the constant's shape. +1: the constant is the weight of a consumer; -1: of a producer.
+    """
+
+    node: ir.Node
+    index: int
+    ids: Array
+    power: int
+
+
+class Scaling:
+    """What is known of the scales of one graph while its nodes are visited, and the classes of ids afterwards."""
+
+    def __init__(self, model: ir.Model, excluded: Callable[[ir.Node], bool]) -> None:
+        self.facts: Facts = infer(model)
+        self.opset = model.opset_imports.get("", 1)
+        self.excluded = excluded
+        self.values: dict[ir.Value, Array] = {}
+        self.factors: list[Factor] = []
+        self._parents: list[int] = [FIXED]
+
+    # ------------------------------------------------------------------------------------------------------ for the rules
+
+    def shape(self, value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+        """The sizes of a tensor's axes, symbols for those that are not known; None if the rank is not known."""
+        known = None if value is None else self.facts.get(value)
+        if known is None or known.shape is None:
+            return None
+        return tuple(dim if isinstance(dim, int) else dim.value for dim in known.shape)
+
+    def ids(self, value: ir.Value | None) -> Array:
+        """The ids of a value, int64 of its rank; FIXED where nothing else was said."""
+        if value is not None and value in self.values:
+            return self.values[value]
+        shape = self.shape(value)
+        return np.zeros([1] * len(shape or ()), np.int64)
+
+    def fresh(self, count: int) -> Array:
+        """New ids, [count]."""
+        first = len(self._parents)
+        self._parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def roots(self, ids: Array) -> Array:
+        """The class of each id; that of all that is FIXED is FIXED."""
+        flat = [self._root(int(i)) for i in ids.reshape(-1)]
+        return np.array(flat, np.int64).reshape(ids.shape)
+
+    def unify(self, arrays: Iterable[Array]) -> Array:
+        """Let ids that meet under broadcasting be the same, and return the result's; what cannot be broadcast is fixed."""
+        found = [*arrays]
+        try:
+            aligned = np.broadcast_arrays(*found)
+        except ValueError:
+            for array in found:
+                self.fix(array)
+            return np.zeros([1] * max(array.ndim for array in found), np.int64)
+        for others in aligned[1:]:
+            for a, b in set(zip(aligned[0].reshape(-1).tolist(), others.reshape(-1).tolist(), strict=True)):
+                self._join(a, b)
+        return np.array(aligned[0])
+
+    def fix(self, ids: Array) -> None:
+        """These ids have the scale 1."""
+        for i in set(ids.reshape(-1).tolist()):
+            self._join(FIXED, i)
+
+    def is_fixed(self, ids: Array) -> bool:
+        """Whether all of these are known to have the scale 1."""
+        return not self.roots(ids).any()
+
+    def along(self, ids: Array, axis: int, size: int) -> Array:
+        """The ids on one axis, [size], if they differ on no other; else they are fixed."""
+        axis = axis % ids.ndim if ids.ndim else 0
+        if any(length != 1 for i, length in enumerate(ids.shape) if i != axis) or ids.size not in {1, size}:
+            self.fix(ids)
+            return np.zeros(size, np.int64)
+        return np.broadcast_to(ids.reshape(-1), (size,))
+
+    def factor(self, node: ir.Node, index: int, ids: Array, power: int) -> None:
+        """Let a constant compensate; where it cannot, the ids are fixed. A missing input needs nothing."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return
+        tensor = constant(value)
+        shared = len(value.uses()) > 1 or value.is_graph_output()
+        if tensor is None or not tensor.dtype.is_floating_point() or (shared and tensor.nbytes > _COPIED_BYTES):
+            self.fix(ids)
+            return
+        self.factors.append(Factor(node, index, ids, power))
+
+    # ------------------------------------------------------------------------------------------------------------ the union
+
+    def _root(self, i: int) -> int:
+        while self._parents[i] != i:
+            self._parents[i] = self._parents[self._parents[i]]
+            i = self._parents[i]
+        return i
+
+    def _join(self, a: int, b: int) -> None:
+        first, second = sorted((self._root(a), self._root(b)))  # the smaller one stays, so FIXED does
+        self._parents[second] = first
+
+    @property
+    def count(self) -> int:
+        """How many ids there are; an array of scales has this length, and only those of roots are looked at."""
+        return len(self._parents)
+
+
+def analyse(model: ir.Model, excluded: Callable[[ir.Node], bool] = lambda _node: False) -> Scaling:
+    """Find every channel's class in the main graph; ``model`` stays as it is. Excluded nodes keep all their scales."""
+    from .homogeneous import rule_of
+
+    scaling = Scaling(model, excluded)
+    for node in model.graph:
+        rule = None if excluded(node) else rule_of(node)
+        outputs = [] if rule is None else rule(scaling, node)
+        if rule is None:
+            for value in node.inputs:
+                scaling.fix(scaling.ids(value))
+        for value, ids in zip(node.outputs, outputs, strict=False):
+            scaling.values[value] = ids
+        for graph in subgraphs(node):
+            for inner in graph.all_nodes():
+                for value in inner.inputs:
+                    scaling.fix(scaling.ids(value))
+            for value in graph.outputs:
+                scaling.fix(scaling.ids(value))
+    for value in model.graph.outputs:
+        scaling.fix(scaling.ids(value))
+    return scaling
+
+
+def scaled(scaling: Scaling, scales: Array, factors: Iterable[Factor], tensor: ir.TensorProtocol) -> Array:
+    """A constant, compensated for ``scales`` (float64 by id), in float64."""
+    array: Array = tensor.numpy().astype(np.float64)
+    for factor in factors:
+        array = array * scales[scaling.roots(factor.ids)] ** factor.power
+    return array
+
+
+def apply(model: ir.Model, scaling: Scaling, scales: Array) -> None:
+    """Compensate for ``scales``, [ids], positive, 1 for FIXED: every constant that has to change does."""
+    places: dict[tuple[ir.Node, int], list[Factor]] = {}
+    for factor in scaling.factors:
+        if (scales[scaling.roots(factor.ids)] != 1).any():
+            places.setdefault((factor.node, factor.index), []).append(factor)
+    names = {value.name for value in model.graph.initializers.values()} | {
+        value.name for node in model.graph.all_nodes() for value in node.outputs
+    }
+    for (node, index), factors in places.items():
+        value = node.inputs[index]
+        tensor = constant(value)
+        assert value is not None
+        assert tensor is not None
+        array = scaled(scaling, scales, factors, tensor).astype(tensor.dtype.numpy())
+        _put(model, node, index, ir.tensor(np.ascontiguousarray(array), name=value.name), names)
+
+
+def _put(model: ir.Model, node: ir.Node, index: int, tensor: ir.TensorProtocol, names: set[str | None]) -> None:
+    """Give an input of a node a new constant; others that read the old one keep it."""
+    value = node.inputs[index]
+    assert value is not None
+    shape = ir.Shape(tuple(tensor.shape.numpy()))
+    producer = value.producer()
+    if len(value.uses()) == 1 and not value.is_graph_output():
+        if producer is not None:
+            producer.attributes.clear()
+            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        else:
+            value.const_value = tensor
+        value.shape = shape
+        return
+    name, number = f"{value.name}_scaled", 0
+    while name in names:
+        number += 1
+        name = f"{value.name}_scaled_{number}"
+    names.add(name)
+    new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
+    if producer is not None:
+        made = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new])
+        model.graph.insert_before(node, made)
+    else:
+        tensor.name = name
+        new.const_value = tensor
+        model.graph.register_initializer(new)
+    node.replace_input_with(index, new)
