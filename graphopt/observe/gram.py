@@ -106,6 +106,14 @@ class CrossGram:
         return PairCollector(self)
 
 
+def rows(values: Array, asked: Patches | None, limit: int) -> Array:
+    """[group, rows, k]: the rows of a value whose first axis counts samples; about ``limit`` of them, evenly spread."""
+    reader = _reader(Seen(values, len(values)), asked)
+    samples, positions = reader.shape[:2]
+    every = step(positions, -(-limit // samples))
+    return np.concatenate([reader.take(sample, np.arange(0, positions, every)) for sample in range(samples)], axis=1)
+
+
 class _Gram:
     def __init__(self, asked: Gram) -> None:
         self.pair = PairCollector(CrossGram(asked.patches, asked.patches, asked.rows))

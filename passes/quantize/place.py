@@ -94,6 +94,12 @@ def _handed_on(node: ir.Node) -> list[ir.Value]:
     return [value for value in inputs if value is not None]
 
 
+def _holds(node: ir.Node, index: int, array: Array) -> bool:
+    """Whether a node's input is a constant with this content."""
+    tensor = constant(node.inputs[index]) if index < len(node.inputs) else None
+    return tensor is not None and np.array_equal(tensor.numpy().reshape(-1), array)
+
+
 def _read_channels(node: ir.Node) -> tuple[int, int]:
     """The axis of a node's first input that its constant weight contracts, and that axis's size."""
     weight = constant(node.inputs[1])
@@ -239,7 +245,7 @@ class Placer:
             owner, index = operator.bias
             if weights.bias_parameters is not None:
                 self._put(owner, index, weights.bias, weights.bias_parameters)
-            elif node.attributes.get_float("beta", 1.0) != 1.0 or constant(owner.inputs[index]) is None:
+            elif not _holds(owner, index, weights.bias) or node.attributes.get_float("beta", 1.0) != 1.0:
                 self._replace_constant(owner, index, self._initializer(weights.bias, f"{self._base(owner, index)}_scaled"))
         if node.op_type == "Gemm":
             for name in ("alpha", "beta"):
@@ -265,11 +271,13 @@ class Placer:
         self._replace_constant(node, index, value)
 
     def _base(self, node: ir.Node, index: int) -> str:
-        value = node.inputs[index]
+        value = node.inputs[index] if index < len(node.inputs) else None
         return (value.name if value is not None else None) or "constant"
 
     def _replace_constant(self, node: ir.Node, index: int, value: ir.Value) -> None:
         """Let an input read something else; the constant that nothing reads any more goes."""
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
         old = node.inputs[index]
         node.replace_input_with(index, value)
         if old is None or old.uses() or old.is_graph_output() or old.is_graph_input():

@@ -10,7 +10,8 @@ integer kernels when they load it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -24,12 +25,13 @@ from graphopt.errors import ModelError, UsageError
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant
 from graphopt.targets import Quantization
 
-from . import nearest, operators, ranges, weights
+from . import correct, layers, nearest, operators, ranges, refine, saturate, weights
 from . import network as networks
+from .layers import Learned
 from .network import Network
 from .operators import Operator
 from .place import Placer, Weights
-from .scheme import Parameters, from_range, limits, quantize
+from .scheme import Parameters, from_range, limits
 from .tables import IR_VERSION, OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
 
 INT8 = Setting("int8", "int8")
@@ -49,6 +51,9 @@ class StaticOptions(PassOptions):
     )
     weight_method: weights.Method = Field("minmax", description="minmax, or mse: the scale with the smallest squared error")
     samples: int | None = Field(None, ge=1, description="calibrate on so many samples; all of the data by default")
+    rounding: Literal["auto", "nearest", "adaround"] = Field("auto", description="how weights are rounded; auto: as data say")
+    bias_correction: Literal["auto", "on", "off"] = Field("auto", description="whether biases make up for mean errors")
+    recovery_samples: int = Field(256, ge=2, description="samples that rounding and bias correction are learned and judged on")
     freeze: bool = Field(
         False, description="whether weights that are listed as inputs, so that a caller may replace them, become constants"
     )
@@ -74,8 +79,8 @@ class StaticQuantize(LossyPass):
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
         self._style: Quantization | None = None
-        self._weights: dict[tuple[int, float, int | None], tuple[ir.TensorProtocol, Parameters]] = {}
-        """By tensor, factor and axis; the tensor is held, so that its id stays its own."""
+        self._learned: dict[tuple[object, ...], tuple[object, Learned]] = {}
+        """What is known of each model, by the names of its operators and their weights, which are held too."""
         self._methods: dict[tuple[object, ...], tuple[object, ranges.Method]] = {}
         """What ``auto`` came to, by the names of the operators and their weights, which are held too."""
 
@@ -110,7 +115,21 @@ class StaticQuantize(LossyPass):
         if self._freezes(model):
             _freeze(model)
         network = self._analyze(model, context)
-        chosen = networks.chosen(network, (site.name for site in plan))
+        learned = self._known(network)
+        if learned.choices is None:
+            learned.choices, learned.changes = self._decide(network, context)
+        done = self._quantize(model, [site.name for site in plan], context, learned.choices)
+        sums = {site.name: learned.sums[site.name] for site in plan if site.name in learned.sums}
+        if sums and context.target.provider == "CPUExecutionProvider" and network.style.activations == "uint8":
+            statement = Change("model", "where sums of products are exact", saturate.statement(sums))
+            return [*done, *learned.changes, statement]
+        return [*done, *learned.changes]
+
+    def _quantize(self, model: ir.Model, names: Iterable[str], context: Context, choices: refine.Choices) -> list[Change]:
+        """Quantize the named operators of ``model`` in place."""
+        network = self._analyze(model, context)
+        learned = self._known(network)
+        chosen = networks.chosen(network, names)
         parameters = self._parameters(network, self._ranges(network, context))
         changes, fitting = [], []
         for operator in chosen:
@@ -119,10 +138,40 @@ class StaticQuantize(LossyPass):
                 fitting.append(operator)
             else:
                 changes.append(Change(operator.name, "left alone", why, done=False))
+        if choices.correction and any(o.name not in learned.shifts for o in fitting if layers.takes_bias(o)):
+            learned.shifts = self._shifts(network, context, choices)
         weighted = [operator for operator in fitting if operator.weight is not None]
-        integers = {operator.name: self._integers(network, operator, parameters) for operator in weighted}
-        Placer(network, parameters).place(fitting, integers)
-        return [*(Change(operator.name, self._what(operator), "as planned") for operator in fitting), *changes]
+        made = layers.make(network, weighted, parameters, learned, choices, context)
+        Placer(network, parameters).place([_with_bias(operator, made) for operator in fitting], made)
+        said = [Change(o.name, _what(o, network.style, learned), _why(o, learned)) for o in fitting]
+        return [*said, *changes]
+
+    def _decide(self, network: Network, context: Context) -> tuple[refine.Choices, list[Change]]:
+        """What is done about rounding and biases, by what it gains with every operator quantized."""
+        options, names = self.options, [*network.operators]
+
+        def quantize(clone: ir.Model, choices: refine.Choices) -> None:
+            self._quantize(clone, names, context, choices)
+
+        return refine.decide(
+            network.model, options.rounding, options.bias_correction, quantize, context, options.recovery_samples
+        )
+
+    def _shifts(self, network: Network, context: Context, choices: refine.Choices) -> dict[str, Array]:
+        """What to add to each bias, found with every operator quantized."""
+        clone = models.clone(network.model)
+        self._quantize(clone, network.operators, context, replace(choices, correction=False))
+        outputs = {o.name: layers.biased_output(o) for o in network.operators.values() if layers.takes_bias(o)}
+        half = refine.held_out(context, self.options.recovery_samples)
+        found = correct.shifts(network.model, clone, [*outputs.values()], context, half)
+        return {name: found[output.name] for name, output in outputs.items()}
+
+    def _known(self, network: Network) -> Learned:
+        """What was learned of this model."""
+        key, held = _identity(network)
+        if key not in self._learned:
+            self._learned[key] = held, Learned(self.options.weight_method, self.options.recovery_samples)
+        return self._learned[key][1]
 
     # ------------------------------------------------------------------------------------------------------------- parts
 
@@ -178,14 +227,15 @@ class StaticQuantize(LossyPass):
         """How ranges are chosen; ``auto`` is decided once for each model, with everything quantized."""
         if self.options.method != "auto":
             return self.options.method
-        held = [constant(each.node.inputs[each.weight]) for each in network.operators.values() if each.weight is not None]
-        key = (*network.operators, *map(id, held))
+        key, held = _identity(network)
         if key not in self._methods:
             plan = {_site(operator): INT8 for operator in network.operators.values()}
 
+            plain = {"rounding": "nearest", "bias_correction": "off"}
+
             def quantized(method: ranges.Method) -> ir.Model:
                 candidate = models.clone(network.model)
-                StaticQuantize(self.options.model_copy(update={"method": method})).apply(candidate, plan, context)
+                StaticQuantize(self.options.model_copy(update={"method": method, **plain})).apply(candidate, plan, context)
                 return candidate
 
             ways = {method: partial(quantized, method) for method in _METHODS}
@@ -207,34 +257,31 @@ class StaticQuantize(LossyPass):
                 made[value] = from_range(low, high, dtype, symmetric=symmetric)
         return made
 
-    def _integers(self, network: Network, operator: Operator, parameters: Mapping[ir.Value, Parameters]) -> Weights:
-        """The operator's weight and bias as integers."""
-        style, node = self._known_style, operator.node
-        scale = float(parameters[network.source(_value(node, 0))].scale)
-        tensor = constant(node.inputs[1])
-        assert tensor is not None
-        alpha = node.attributes.get_float("alpha", 1.0)
-        array = tensor.numpy() if alpha == 1 else tensor.numpy() * np.float32(alpha)
-        bias = _bias(operator, array)
-        key = (id(tensor), alpha, operator.weight_axis if style.per_channel else None)
-        if key not in self._weights:
-            found = weights.parameters(array, key[2], style.weight_bits, self.options.weight_method)
-            self._weights[key] = tensor, found
-        made = self._weights[key][1]
-        if not style.bias:
-            return Weights(quantize(array, made), made, bias)
-        made = weights.fit_bias(made, array, bias, scale)
-        if bias is None:
-            return Weights(quantize(array, made), made)
-        of_bias = weights.bias_parameters(made, scale)
-        return Weights(quantize(array, made), made, weights.quantize_bias(bias, of_bias), of_bias)
 
-    def _what(self, operator: Operator) -> str:
-        style = self._known_style
-        if operator.weight is None:
-            return style.activations
-        kind = "per channel" if style.per_channel and operator.weight_axis is not None else "per tensor"
-        return f"{style.activations} activations, {style.weights} weights {kind}"
+def _identity(network: Network) -> tuple[tuple[object, ...], list[ir.TensorProtocol | None]]:
+    """What tells a model from others, clones aside: names of operators and ids of weights, which must be held meanwhile."""
+    held = [constant(each.node.inputs[each.weight]) for each in network.operators.values() if each.weight is not None]
+    return (*network.operators, *map(id, held)), held
+
+
+def _what(operator: Operator, style: Quantization, learned: Learned) -> str:
+    if operator.weight is None:
+        return style.activations
+    kind = "per channel" if style.per_channel and operator.weight_axis is not None else "per tensor"
+    narrow = " of 7 bits" if operator.name in learned.narrow else ""
+    return f"{style.activations} activations, {style.weights} weights{narrow} {kind}"
+
+
+def _why(operator: Operator, learned: Learned) -> str:
+    seen = learned.narrow.get(operator.name)
+    return "as planned" if seen is None else f"as planned; with 8 bits {seen.text}"
+
+
+def _with_bias(operator: Operator, made: Mapping[str, Weights]) -> Operator:
+    """The operator with a place for a bias where it gets its first one."""
+    if operator.bias is not None or operator.name not in made or made[operator.name].bias is None:
+        return operator
+    return replace(operator, bias=(operator.node, 2))
 
 
 def _freeze(model: ir.Model) -> None:
@@ -250,12 +297,6 @@ def _site(operator: Operator) -> Site:
 
 def _names(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
     return tuple(node.name for node in nodes if node.name)
-
-
-def _value(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
 
 
 def _nothing(model: ir.Model, network: Network) -> ModelError:
@@ -290,18 +331,6 @@ def _check_opset(model: ir.Model, style: Quantization) -> None:
 def _known_range(value: ir.Value) -> tuple[float, float] | None:
     node = value.producer()
     return None if node is None else OUTPUT_RANGE.get(node.op_type)
-
-
-def _bias(operator: Operator, weight: Array) -> Array | None:
-    """The bias as float32 [channels]."""
-    if operator.bias is None:
-        return None
-    owner, index = operator.bias
-    tensor = constant(owner.inputs[index])
-    assert tensor is not None
-    axis = operator.weight_axis if operator.weight_axis is not None else weight.ndim - 1
-    beta = owner.attributes.get_float("beta", 1.0) if owner.op_type == "Gemm" else 1.0
-    return np.broadcast_to(tensor.numpy().reshape(-1) * np.float32(beta), (weight.shape[axis],)).copy()
 
 
 def _misfit(operator: Operator, output: Parameters, style: Quantization) -> str | None:
