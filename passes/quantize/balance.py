@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array, Change, Context
-from graphopt.graphs import constant, site
+from graphopt.graphs import constant, is_overridable, site
 from graphopt.observe import ChannelMean, ChannelRange, Observer, observable
 from graphopt.targets import Quantization
 
@@ -104,9 +104,10 @@ def improve(
     if model.opset_imports.get("", 1) < fake.OPSET:
         return [_declined("model", f"opset {model.opset_imports.get('', 1)} has no QuantizeLinear: it comes with {fake.OPSET}")]
     analysis = scaling.analyse(model, excluded)
-    groups = [group for group in find(model, analysis, context, samples) if wanted(group)]
+    every = find(model, analysis, context, samples)
+    groups = [group for group in every if wanted(group)]
     if not groups:
-        return [_declined("model", "no channel between two layers can be scaled: operators that are not positive-homogeneous")]
+        return [_declined("model", _why_none(model, every))]
     scales = np.ones(analysis.count)
     changes: list[Change] = []
     for group in groups:
@@ -131,6 +132,15 @@ def improve(
         return [_declined(change.site, f"{change.why}; nothing gained in all: {measured}") for change in changes]
     scaling.apply(model, analysis, scales)
     return [Change(c.site, c.what, f"{c.why}; in all {measured}" if c.done else c.why, c.done) for c in changes]
+
+
+def _why_none(model: ir.Model, groups: Sequence[Group]) -> str:
+    if groups:
+        read = ", ".join(sorted({op_type for group in groups for op_type in group.op_types}))
+        return f"the channels that can be scaled are read by {read}, which the other one of equalize and smooth looks after"
+    if any(is_overridable(value) for value in model.graph.inputs):
+        return "no channel between two layers can be scaled: weights are listed as inputs, so a caller may replace them"
+    return "no channel between two layers can be scaled: operators between them are not positive-homogeneous"
 
 
 def _declined(where: str, why: str) -> Change:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -42,8 +44,6 @@ def equalized(
     proto: onnx.ModelProto, rewrite: type[Equalize | Smooth] = Equalize, exclude: Sequence[str] = (), **arrays: np.ndarray
 ) -> tuple[onnx.ModelProto, Sequence[Change], float, float]:
     """The model, the changes, and the signal to noise of quantized outputs before and after, dB."""
-    import dataclasses
-
     loaded = ir.from_proto(proto)
     with context(loaded, **(arrays or {"x": X})) as made:
         used = dataclasses.replace(made, exclude=exclude)
@@ -225,7 +225,9 @@ def test_batch_norm_takes_one_scale_and_gives_another() -> None:
 
 
 def test_a_weight_that_a_caller_may_replace_or_another_node_reads_is_left_alone() -> None:
-    assert rescaled(listed_as_input(two_convs(), "w"))[1] == 0
+    listed = listed_as_input(two_convs(), "w")
+    assert rescaled(listed)[1] == 0
+    assert "a caller may replace" in equalized(listed)[1][0].why
     tied = model(
         "a = Conv(x, w) b = Relu(a) y = Conv(b, w)",
         inputs="float[N, 64, 8, 8] x",
@@ -293,6 +295,20 @@ def test_smoothing_leaves_convolutions_to_equalization_and_the_other_way_round()
     proto, x = transformer_block()
     assert not any(change.done for change in equalized(proto, Equalize, x=x)[1])
     assert not any(change.done for change in equalized(two_convs(), Smooth)[1])
+
+
+@pytest.mark.zoo
+def test_a_trained_network_with_rescaled_channels_is_quantized_as_well_as_before(zoo: Path) -> None:
+    proto = onnx.load(zoo / "models/cifar_resnet20.onnx")
+    images = np.load(zoo / "data/cifar10/calib.npz")["input"][:128]
+    hard, classes = rescaled(proto)
+    assert classes == 400
+    loaded, easy = ir.from_proto(hard), ir.from_proto(proto)
+    with context(loaded, input=images) as made:
+        assert decibels(noise(loaded, made, 128)) < 5
+        Equalize().apply(loaded, made)
+        assert decibels(noise(loaded, made, 128)) > decibels(noise(easy, made, 128)) - 1
+    assert_same_outputs(proto, ir.to_proto(loaded), {"input": images[:8]})
 
 
 def test_groups_are_named_by_what_is_read() -> None:

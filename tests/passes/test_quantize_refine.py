@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,6 +12,7 @@ import pytest
 from graphopt.passes.quantize import StaticOptions, StaticQuantize, correct, rounding
 
 from fusing import model, normal
+from helpers import run
 from observing import context
 from quantizing import quantize, run_optimized, sqnr
 
@@ -90,8 +93,6 @@ def network(seed: int = 0) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
 
 def means(proto: onnx.ModelProto, feed: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
     """Means of each channel of inner values, without the runtime's optimizations."""
-    from helpers import run
-
     proto = onnx.ModelProto.FromString(proto.SerializeToString())
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
@@ -154,8 +155,6 @@ def test_a_second_plan_uses_what_the_first_one_learned() -> None:
         sites = [site for site in rewrite.sites(loaded, made) if site.settings]
         rewrite.apply(loaded.clone(), {site: site.settings[0] for site in sites}, made)
         opened = []
-        import dataclasses
-
         watched = dataclasses.replace(made, open_session=lambda m: opened.append(m) or made.open_session(m), data=made.data)
         candidate = loaded.clone()
         rewrite.apply(candidate, {sites[0]: sites[0].settings[0]}, watched)
