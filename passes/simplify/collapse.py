@@ -11,6 +11,10 @@
     f(x) with the dimensions of x         ->   x, for f = Reshape, Flatten, Squeeze, Unsqueeze, Expand, Slice, Tile, and
                                                for chains of those that keep the order of the elements
 
+What only reshapes, whatever it is called, keeps all elements in their order: Reshape, Unsqueeze, Flatten; a Squeeze of axes
+that are 1 for certain; a Transpose that keeps the order of the axes that are not 1; an Expand that repeats nothing; a Gather
+of 0, 1, 2, ... up to the end.
+
 Dynamic dimensions are taken to be 1 or more (``symbolic.py``). The rules are also right for 0, but for one: a Reshape to a
 constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses for an empty tensor.
 """
@@ -37,12 +41,14 @@ _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
 _FIRST_SLICE_WITH_INPUTS = 10
 _TO_THE_END = (1 << 63) - 1
-_IN_ORDER = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+_IN_ORDER = frozenset({"Flatten", "Reshape", "Unsqueeze"})
 """Operators that keep all elements in their order."""
 _LONGEST_CHAIN = 8
 """So many operators are looked back at."""
 _SAME_NUMBERS = "both always hold the same numbers"
-_KEEP_ALL = _IN_ORDER | {"Expand", "Slice", "Tile"}
+_IN_ORDER_MAYBE = frozenset({"Expand", "Gather", "Squeeze", "Transpose"})
+"""Operators that keep all elements in their order for some dimensions, attributes and indices."""
+_KEEP_ALL = _IN_ORDER | _IN_ORDER_MAYBE | {"Slice", "Tile"}
 
 
 def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
@@ -140,12 +146,12 @@ class Collapse:
         dims = self.known.dims(node.outputs[0])
         if source is None or dims is None:
             return False
-        found = None
-        if dims == self.known.dims(source) and self.keeps_all(node):
+        found, in_order = None, self.keeps_order(node)
+        if dims == self.known.dims(source) and (in_order or (node.op_type not in _IN_ORDER_MAYBE and self.keeps_all(node))):
             found = source
-        for _ in range(_LONGEST_CHAIN if found is None and node.op_type in _IN_ORDER else 0):
+        for _ in range(_LONGEST_CHAIN if found is None and in_order else 0):
             producer = source.producer()
-            if producer is None or not self.work.is_operator(producer) or producer.op_type not in _IN_ORDER:
+            if producer is None or not self.work.is_operator(producer) or not self.keeps_order(producer):
                 break
             before = producer.inputs[0]
             if before is None:
@@ -157,6 +163,25 @@ class Collapse:
         return found is not None and self.put(
             node, found, f"removed {node.op_type}", "it gives what went in, in the same shape"
         )
+
+    def keeps_order(self, node: ir.Node) -> bool:
+        """Whether an operator only reshapes: all elements of its first input, in their order."""
+        if node.op_type in _IN_ORDER:
+            return True
+        dims = self.known.dims(node.inputs[0]) if node.op_type in _IN_ORDER_MAYBE else None
+        if dims is None:
+            return False
+        if node.op_type == "Squeeze":  # of another axis it fails, and must do so still
+            return all(dims[axis] == 1 for axis in self.known.axes(node) or ())
+        if node.op_type == "Transpose":
+            moved = [axis for axis in self.perm(node) or () if dims[axis] != 1]
+            return moved == sorted(moved)
+        if node.op_type == "Expand":
+            expanded = self.known.dims(node.outputs[0]) or ()
+            return [dim for dim in dims if dim != 1] == [dim for dim in expanded if dim != 1]
+        axis, indices = node.attributes.get_int("axis", 0), self.known.fixed(node.inputs[1])
+        length = dims[axis] if -len(dims) <= axis < len(dims) else None
+        return isinstance(length, int) and indices is not None and [i % length for i in indices] == [*range(length)]
 
     def keeps_all(self, node: ir.Node) -> bool:
         """Whether an operator that keeps the dimensions keeps the elements too."""
@@ -177,7 +202,7 @@ class Collapse:
         """Let a constant take the place of a computed shape or bound."""
         if node.op_type == "Reshape" and self.root.opset >= _FIRST_RESHAPE_WITH_INPUT:
             self.reshape(node)
-        elif node.op_type in _IN_ORDER:
+        elif self.keeps_order(node):
             self.merge_reshapes(node)
         elif node.op_type == "Expand":
             self.expand(node)
@@ -201,7 +226,7 @@ class Collapse:
         first = None
         while source is not None and (producer := source.producer()) is not None:
             only = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
-            if not only or producer.op_type not in _IN_ORDER or not self.work.is_operator(producer):
+            if not only or not self.work.is_operator(producer) or not self.keeps_order(producer):
                 break
             first = source = producer.inputs[0]
         dims = self.known.dims(first)
@@ -283,15 +308,53 @@ class Collapse:
 
     def insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
         """The output of a new node before another one, to take the place of that one's output."""
-        old, graph = node.outputs[0], node.graph
-        assert graph is not None
-        name = self.root.new_name(old.name or "value")
-        known = self.work.facts.get(old, ir.TypeAndShape(None, None))
-        new = ir.Value(name=name, type=known.type, shape=known.shape)
-        self.work.facts[new] = known
-        graph.insert_before(node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.new_node_name(site(node))))
+        old = node.outputs[0]
+        new = self._inserted(node, op_type, inputs, attributes, self.work.facts.get(old, ir.TypeAndShape(None, None)))
         self.known.tell(new, old)
         return new
+
+    def insert_as(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr],
+        like: ir.Value,
+        dims: Dims,
+    ) -> ir.Value:
+        """The output of a new node before another one, with the element type of ``like`` and other dimensions."""
+        known = self.work.facts.get(like, ir.TypeAndShape(None, None))
+        shape = ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
+        new = self._inserted(node, op_type, inputs, attributes, ir.TypeAndShape(known.type, shape))
+        self.known.tell_dims(new, dims)
+        return new
+
+    def _inserted(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr],
+        known: ir.TypeAndShape,
+    ) -> ir.Value:
+        graph = node.graph
+        assert graph is not None
+        new = ir.Value(name=self.root.new_name(node.outputs[0].name or "value"), type=known.type, shape=known.shape)
+        self.work.facts[new] = known
+        graph.insert_before(node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.new_node_name(site(node))))
+        return new
+
+    def before(self, value: ir.Value | None, op_type: str) -> ir.Node | None:
+        """The operator of this type that gives a value; in whatever graph."""
+        producer = None if value is None else value.producer()
+        return producer if producer is not None and producer.op_type == op_type and self.work.is_operator(producer) else None
+
+    def perm(self, node: ir.Node) -> list[int] | None:
+        """The order of the axes that a Transpose gives."""
+        perm, dims = node.attributes.get("perm"), self.known.dims(node.inputs[0])
+        if perm is not None:
+            return None if perm.is_ref() else [*perm.as_ints()]
+        return None if dims is None else [*reversed(range(len(dims)))]
 
     def new_node_name(self, name: str) -> str:
         """``name`` with a number that no node has yet."""
@@ -340,6 +403,11 @@ def encode(wanted: Dims, dims: Dims) -> list[int] | None:
 def has_one_place(node: ir.Node) -> bool:
     """Whether another value can take the place of its first output."""
     return bool(node.outputs) and (not node.outputs[0].is_graph_output() or output_position(node.outputs[0]) is not None)
+
+
+def is_only_for(value: ir.Value | None, node: ir.Node) -> bool:
+    """Whether nothing but a node reads a value."""
+    return value is not None and not value.is_graph_output() and all(use.node is node for use in value.uses())
 
 
 def _bound(dim: Dim, bound: Dim) -> int | None:

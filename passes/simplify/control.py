@@ -1,6 +1,7 @@
 """Take apart control flow whose way is known, and calls of functions.
 
     If(true)            ->   the nodes of its then-branch; of its else-branch for false
+    If(c), a branch of which would make the run fail (``ranks.py``)   ->   the nodes of the other one
     Loop, 0 times       ->   outputs are the initial values
     Loop, once          ->   the nodes of its body, with i = 0 and the initial values; scanned outputs get an axis
     f(x), f in the file ->   the nodes of f, its attributes filled in
@@ -29,6 +30,7 @@ from graphopt.shapes import defined
 
 from .graph import Root, Work, can_replace, output_position, remove, replace
 from .names import own
+from .ranks import only_branch
 
 _FIRST_AXES_INPUT = 13
 """From this version on, Unsqueeze takes its axes as an input."""
@@ -124,25 +126,34 @@ def inline_control_flow(work: Work) -> list[Change]:
             Counter(node.name for node in root.nodes()),
         )
         for node in reversed(found):  # inner ones first
-            why = (_if if node.op_type == "If" else _loop)(root, node, names)
+            why = _if(work, root, node, names) if node.op_type == "If" else _loop(root, node, names)
             if why is not None:
                 changes.append(Change(site(node), f"replaced {node.op_type} by what it computes", why))
                 remove([node])
     return changes
 
 
-def _if(root: Root, node: ir.Node, names: _Names) -> str | None:
-    condition = constant(node.inputs[0])
-    if condition is None:
+def _if(work: Work, root: Root, node: ir.Node, names: _Names) -> str | None:
+    found = _way(work, node)
+    if found is None:
         return None
-    chosen = "then_branch" if condition.numpy().item() else "else_branch"
+    chosen, why = found
     branch = node.attributes[chosen]
     if branch.is_ref() or not _has_places(root, node, branch.as_graph()):
         return None
     results = _move(root, node, branch.as_graph(), {}, names)
     _give_numbers_to_range(root, node, results)
     _put(root, node, results)
-    return f"its condition is constant: it always takes the {chosen.replace('_', ' ')}"
+    return why
+
+
+def _way(work: Work, node: ir.Node) -> tuple[str, str] | None:
+    """The branch that an If takes, and why; None if it is not known."""
+    condition = constant(node.inputs[0])
+    if condition is None:
+        return only_branch(work, node)
+    chosen = "then_branch" if condition.numpy().item() else "else_branch"
+    return chosen, f"its condition is constant: it always takes the {chosen.replace('_', ' ')}"
 
 
 def _give_numbers_to_range(root: Root, node: ir.Node, results: Sequence[ir.Value]) -> None:

@@ -29,10 +29,11 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import constant
 
-from .collapse import Collapse, has_one_place
+from .collapse import Collapse, has_one_place, is_only_for
 from .dims import Dim, product
 from .follow import Dims, sliced
 from .graph import Work
+from .sink import sink
 from .symbolic import INTEGERS, slice_of, symbolic
 
 _SMALL = 4096
@@ -46,47 +47,34 @@ def remove_round_trips(work: Work) -> list[Change]:
     edit = Collapse(work, root, symbolic(work, root))
     for node in root.nodes():
         rule = _RULES.get(node.op_type)
-        if rule is not None and work.is_operator(node) and has_one_place(node):
+        if not work.is_operator(node) or not has_one_place(node):
+            continue
+        if rule is not None:
             rule(edit, node)
+        if node.graph is not None:
+            sink(edit, node)
     return edit.changes
 
 
-def _before(edit: Collapse, value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The operator of this type that gives a value; in whatever graph."""
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and producer.op_type == op_type and edit.work.is_operator(producer) else None
-
-
-def _is_only_for(value: ir.Value | None, node: ir.Node) -> bool:
-    return value is not None and not value.is_graph_output() and all(use.node is node for use in value.uses())
-
-
-def _perm(edit: Collapse, node: ir.Node) -> list[int] | None:
-    perm, dims = node.attributes.get("perm"), edit.known.dims(node.inputs[0])
-    if perm is not None:
-        return None if perm.is_ref() else [*perm.as_ints()]
-    return None if dims is None else [*reversed(range(len(dims)))]
-
-
 def _transpose(edit: Collapse, node: ir.Node) -> None:
-    first, second = _before(edit, node.inputs[0], "Transpose"), _perm(edit, node)
-    earlier = None if first is None else _perm(edit, first)
+    first, second = edit.before(node.inputs[0], "Transpose"), edit.perm(node)
+    earlier = None if first is None else edit.perm(first)
     if first is None or earlier is None or second is None or first.inputs[0] is None:
         return
     together = [earlier[axis] for axis in second]
     if together == sorted(together):
         edit.put(node, first.inputs[0], "removed Transpose", "it undoes the Transpose before it")
-    elif _is_only_for(first.outputs[0], node):
+    elif is_only_for(first.outputs[0], node):
         new = edit.insert(node, "Transpose", [first.inputs[0]], [ir.AttrInt64s("perm", together)])
         edit.put(node, new, "merged into one Transpose", "they follow one after the other")
 
 
 def _reshape(edit: Collapse, node: ir.Node) -> None:
-    moved = _before(edit, node.inputs[0], "Transpose")
-    merged = None if moved is None else _before(edit, moved.inputs[0], "Reshape")
-    if moved is None or merged is None or merged.inputs[0] is None or not _is_only_for(moved.outputs[0], node):
+    moved = edit.before(node.inputs[0], "Transpose")
+    merged = None if moved is None else edit.before(moved.inputs[0], "Reshape")
+    if moved is None or merged is None or merged.inputs[0] is None or not is_only_for(moved.outputs[0], node):
         return
-    source, perm = merged.inputs[0], _perm(edit, moved)
+    source, perm = merged.inputs[0], edit.perm(moved)
     dims, between, wanted = (edit.known.dims(value) for value in (source, merged.outputs[0], node.outputs[0]))
     if dims is None or between is None or wanted is None or perm is None:
         return
@@ -172,7 +160,7 @@ def _parts(edit: Collapse, node: ir.Node) -> tuple[int, list[Dim], Sequence[ir.V
 
 
 def _slice_of_concat(edit: Collapse, node: ir.Node) -> bool:
-    whole, window = _before(edit, node.inputs[0], "Concat"), slice_of(edit.known, node)
+    whole, window = edit.before(node.inputs[0], "Concat"), slice_of(edit.known, node)
     parts = None if whole is None else _parts(edit, whole)
     if window is None or parts is None or whole is None or len(window) != 1:
         return False
@@ -188,7 +176,7 @@ def _slice_of_concat(edit: Collapse, node: ir.Node) -> bool:
 
 
 def _split(edit: Collapse, node: ir.Node) -> None:
-    whole = _before(edit, node.inputs[0], "Concat")
+    whole = edit.before(node.inputs[0], "Concat")
     parts = None if whole is None else _parts(edit, whole)
     dims = edit.known.dims(node.inputs[0])
     if parts is None or not dims or node.attributes.get_int("axis", 0) % len(dims) != parts[0]:
@@ -209,17 +197,17 @@ def _concat(edit: Collapse, node: ir.Node) -> None:
     if not dims:
         return
     axis = node.attributes.get_int("axis", 0) % len(dims)
-    split = _before(edit, node.inputs[0], "Split")
+    split = edit.before(node.inputs[0], "Split")
     if split is not None and [*node.inputs] == [*split.outputs] and split.inputs[0] is not None:
         if split.attributes.get_int("axis", 0) % len(dims) == axis:
             edit.put(node, split.inputs[0], "removed Concat", "it puts together what the Split before it took apart")
         return
     inputs: list[ir.Value] = []
     for value in node.inputs:
-        inner = _before(edit, value, "Concat")
+        inner = edit.before(value, "Concat")
         mergeable = (
             inner is not None
-            and _is_only_for(value, node)
+            and is_only_for(value, node)
             and inner.graph is node.graph
             and inner.attributes.get_int("axis", 0) % len(dims) == axis
             and list(node.inputs).count(value) == 1
@@ -244,7 +232,7 @@ _HOLDS = {
 
 
 def _cast(edit: Collapse, node: ir.Node) -> None:
-    first = _before(edit, node.inputs[0], "Cast")
+    first = edit.before(node.inputs[0], "Cast")
     if first is None or first.inputs[0] is None:
         return
     source, to = first.inputs[0], edit.work.dtype(node.outputs[0])
@@ -253,7 +241,7 @@ def _cast(edit: Collapse, node: ir.Node) -> None:
         return
     if to == dtype:
         edit.put(node, source, "removed Cast", f"its input was {dtype.name.lower()} before")
-    elif _is_only_for(first.outputs[0], node) and to in _HOLDS[dtype]:
+    elif is_only_for(first.outputs[0], node) and to in _HOLDS[dtype]:
         new = edit.insert(node, "Cast", [source], [ir.AttrInt64("to", to.value)])
         edit.put(node, new, "merged into one Cast", f"{wide.name.lower()} holds every {dtype.name.lower()}")
 

@@ -87,6 +87,10 @@ class Symbolic:
         """Take over what is known of ``old`` for a value that has the same contents."""
         self._dims[new], self._numbers[new] = self._dims.get(old), self._numbers.get(old)
 
+    def tell_dims(self, new: ir.Value, dims: tuple[Dim, ...]) -> None:
+        """Take note of the dimensions of a value that is new."""
+        self._dims[new], self._numbers[new] = dims, None
+
     def axes(self, node: ir.Node, index: int = 1, name: str = "axes") -> list[int] | None:
         """Axes given by an attribute or a constant input; None if they are not given, or not constant."""
         attribute = node.attributes.get(name)

@@ -83,16 +83,16 @@ def test_arithmetic_is_right_at_every_size(a: Dim, b: Dim, n: int, s: int):
 
 def test_the_scaffolding_of_a_reshape_becomes_a_constant():
     model = from_text("""g (float[N, 6, 4] x) => (float[N, M, K] y)
-    <int64 zero = {0}, int64[1] axis = {0}, int64[1] six = {6}, int64[1] two = {2}> {
+    <int64 zero = {0}, int64[1] axis = {0}, int64[1] six = {6}, int64[1] two = {2}, float[2, 2] w = {1, 2, 3, 4}> {
         s = Shape(x)  n = Gather(s, zero)  u = Unsqueeze(n, axis)
         t = Concat<axis = 0>(u, six, two, two)
-        a = Reshape(x, t)  b = Relu(a)
+        a = Reshape(x, t)  b = MatMul(a, w)
         s2 = Shape(b)  n2 = Gather(s2, zero)  u2 = Unsqueeze(n2, axis)  rest = Constant<value = int64[2] {-1, 4}>()
         t2 = Concat<axis = 0>(u2, rest)
         y = Reshape(b, t2)
     }""")
     result = simplified(model, *feeds(6, 4, batches=(1, 3)))
-    assert operators(result) == ["Reshape", "Relu", "Reshape"]
+    assert operators(result) == ["Reshape", "MatMul", "Reshape"]
 
 
 def test_a_reshape_holds_for_an_empty_batch_too():
@@ -109,13 +109,13 @@ def test_a_reshape_holds_for_an_empty_batch_too():
 def test_merged_batches_are_followed_and_taken_apart_again():
     model = from_text("""g (float[N, T, 8] x) => (float[N, T, 8] y)
     <int64 zero = {0}, int64 one = {1}, int64[1] axis = {0},
-    int64[2] tail = {4, 2}, int64[2] flat = {-1, 8}, int64[1] eight = {8}>
+    int64[2] tail = {4, 2}, int64[2] flat = {-1, 8}, int64[1] eight = {8}, float[2, 2] w = {1, 2, 3, 4}>
     {
         s = Shape(x)  n = Gather(s, zero)  t = Gather(s, one)
         rows = Mul(n, t)  r1 = Unsqueeze(rows, axis)
         shape = Concat<axis = 0>(r1, tail)
-        a = Reshape(x, shape)  b = Relu(a)
-        c = Reshape(b, flat)  d = Neg(c)
+        a = Reshape(x, shape)  b = MatMul(a, w)
+        c = Reshape(b, flat)  d = LpNormalization(c)
         n1 = Unsqueeze(n, axis)  t1 = Unsqueeze(t, axis)
         back = Concat<axis = 0>(n1, t1, eight)
         y = Reshape(d, back)

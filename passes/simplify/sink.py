@@ -1,0 +1,304 @@
+"""Let operators that only reshape, or transpose, move down past others, to where they meet and become one.
+
+R stands for whatever keeps all elements in their order (``collapse.py``), T for a Transpose, f for an elementwise operator
+whose other operands have one element each, g for one that works along a single axis (Gather, Softmax):
+
+    R2(f(R1(x)))                           ->   R(f(x)), R to the dimensions that R2 gives; f(x) if these are those of x
+    R2(g(R1(x); k))                        ->   R(g(x; j))
+    T2(f(T1(x)))                           ->   T(f(x)), T = T2 after T1
+    f(R1(x), R2(y)), x and y alike         ->   R(f(x, y))
+    f(T(x), T(y)), the same T              ->   T(f(x, y))
+    Concat(R1(x), R2(y), ...; k)           ->   R(Concat(x, y, ...; j)): a stack is one
+    Concat(T(x), T(y), ...; k), the same T ->   T(Concat(x, y, ...; perm[k]))
+    T(Concat(R1(x), R2(y), ...; k))        ->   R(Concat(x, y, ...; j)), if T keeps the order of the elements of each part; the
+    T(R(Concat(x, y, ...; k)))                  same where R takes the parts apart again: how channels are shuffled
+
+In memory a tensor is a sequence; for an axis k it is outer(k) blocks, one after the other, where outer(k) is the product of the
+dimensions before k. g and Concat see nothing else of it. So axis j of x stands for axis k of R(x) where both have the same size
+and the same outer; in a Concat, where outer is the same and all other dimensions of x, y, ... are.
+
+Every rule takes one or more nodes away: it fires only where nothing else reads what is in between. Not touched are operators
+that the user excluded, elementwise operators of versions that do not broadcast (before opset 7), and quantizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from .collapse import Collapse, encode, is_only_for
+from .dims import Dim, TooLongError, product
+from .follow import Dims
+
+_FIRST_BROADCAST = 7
+_FIRST_SOFTMAX_OF_ONE_AXIS = 13
+_ONE_OPERAND = (
+    "Abs Acos Asin Atan BitwiseNot Cast Ceil Celu Clip Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish IsInf IsNaN LeakyRelu"
+    " Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+)
+_MORE_OPERANDS = (
+    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu"
+    " Pow Sub Sum Where Xor"
+)
+_SEVERAL = frozenset(_MORE_OPERANDS.split())
+ONE_OPERAND = frozenset(_ONE_OPERAND.split())
+"""Elementwise operators that keep the dimensions of their first input."""
+_ELEMENTWISE = _SEVERAL | ONE_OPERAND
+_ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
+_LONGEST = 8
+"""So many operators are looked past."""
+
+_WHY_RESHAPE = "the operators in between do not care for the shape"
+_WHY_TRANSPOSE = "the operators in between do not care for the order of the axes"
+
+
+def sink(edit: Collapse, node: ir.Node) -> bool:
+    """Apply the first rule that fits a node, and tell whether one did."""
+    if edit.root.opset < _FIRST_BROADCAST:
+        return False
+    try:
+        if node.op_type == "Concat":
+            return _concat(edit, node)
+        if node.op_type in _SEVERAL:
+            return _operands(edit, node)
+        if edit.keeps_order(node):
+            return _reshape_after_reshape(edit, node)
+        return node.op_type == "Transpose" and (_transpose_after_transpose(edit, node) or _transpose_of_parts(edit, node))
+    except TooLongError:
+        return False
+
+
+def _only(edit: Collapse, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
+    """What gives a value, if that may be rewritten and is there for a node of its own graph alone."""
+    producer = None if value is None else value.producer()
+    if producer is None or len(producer.outputs) != 1 or producer.graph is not node.graph or not is_only_for(value, node):
+        return None
+    return producer if producer.inputs and producer.inputs[0] is not None and edit.work.is_operator(producer) else None
+
+
+def _reshape_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
+    before = _only(edit, value, node)
+    return before if before is not None and edit.keeps_order(before) else None
+
+
+def _transpose_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> tuple[ir.Node, list[int]] | None:
+    before = _only(edit, value, node)
+    perm = edit.perm(before) if before is not None and before.op_type == "Transpose" else None
+    return None if before is None or perm is None else (before, perm)
+
+
+def _data(edit: Collapse, node: ir.Node) -> int | None:
+    """Which operand of an elementwise operator has all the elements; None if it is not known to be the only one that has."""
+    dims = [edit.known.dims(value) for value in node.inputs if value is not None]
+    if len(dims) < len(node.inputs) and node.op_type != "Clip":
+        return None
+    wide = [index for index, given in enumerate(dims) if given is None or any(dim != 1 for dim in given)] or [0]
+    ranks = [len(given) for given in dims if given is not None]
+    data = dims[wide[0]]
+    return wide[0] if len(wide) == 1 and data is not None and len(data) == max(ranks) else None
+
+
+# ---------------------------------------------------------------------------------------------- what is between two of a kind
+
+
+def _reshape_after_reshape(edit: Collapse, node: ir.Node) -> bool:
+    wanted = edit.known.dims(node.outputs[0])
+    chain: list[tuple[ir.Node, int]] = []
+    value, reader = node.inputs[0], node
+    while wanted is not None and len(chain) < _LONGEST and (middle := _only(edit, value, reader)) is not None:
+        if chain and edit.keeps_order(middle):
+            return _rebuild(edit, node, chain, middle, wanted)
+        index = 0 if middle.op_type in _ALONG_AN_AXIS else _data(edit, middle) if middle.op_type in _ELEMENTWISE else None
+        if index is None:
+            return False
+        chain.append((middle, index))
+        value, reader = middle.inputs[index], middle
+    return False
+
+
+def _rebuild(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node, wanted: Dims) -> bool:
+    """Apply the operators of a chain, which is given last first, to what ``first`` reshapes; then reshape."""
+    value = first.inputs[0]
+    dims, seen = edit.known.dims(value), edit.known.dims(first.outputs[0])
+    steps: list[tuple[ir.Node, int, list[ir.Attr], Dims]] = []
+    for middle, index in reversed(chain):
+        if dims is None or seen is None:
+            return False
+        attributes = [*middle.attributes.values()]
+        if middle.op_type in _ALONG_AN_AXIS:
+            found = _along_axis(edit, middle, seen, dims)
+            if found is None:
+                return False
+            axis, dims = found
+            attributes = [*(a for a in attributes if a.name != "axis"), ir.AttrInt64("axis", axis)]
+        elif any(len(edit.known.dims(other) or ()) > len(dims) for other in middle.inputs if other is not middle.inputs[index]):
+            return False
+        steps.append((middle, index, attributes, dims))
+        seen = edit.known.dims(middle.outputs[0])
+    if dims is None or value is None or not _can_reshape(dims, wanted):
+        return False
+    for middle, index, attributes, between in steps:
+        inputs = [value if i == index else other for i, other in enumerate(middle.inputs)]
+        value = edit.insert_as(node, middle.op_type, inputs, attributes, middle.outputs[0], between)
+    return _reshape(edit, node, value, dims, wanted)
+
+
+def _along_axis(edit: Collapse, node: ir.Node, seen: Dims, dims: Dims) -> tuple[int, Dims] | None:
+    """The axis of ``dims`` that stands for the one of ``seen`` that an operator works along, and the output's dimensions."""
+    default = 0 if node.op_type == "Gather" else -1
+    if node.op_type != "Gather" and edit.root.opset < _FIRST_SOFTMAX_OF_ONE_AXIS:
+        return None
+    axis = node.attributes.get_int("axis", default)
+    if not -len(seen) <= axis < len(seen):
+        return None
+    axis %= len(seen)
+    outer = product(seen[:axis])
+    for j, dim in enumerate(dims):
+        if dim == seen[axis] and product(dims[:j]) == outer:
+            taken = edit.known.dims(node.inputs[1]) if node.op_type == "Gather" else (dim,)
+            return None if taken is None else (j, (*dims[:j], *taken, *dims[j + 1 :]))
+    return None
+
+
+def _can_reshape(dims: Dims, wanted: Dims) -> bool:
+    target = encode(wanted, dims)
+    return dims == wanted or (target is not None and not (0 in target and -1 in target))
+
+
+def _reshape(edit: Collapse, node: ir.Node, value: ir.Value, dims: Dims, wanted: Dims) -> bool:
+    """Let a value, reshaped, take the place of what a node gives. The caller has asked ``_can_reshape``."""
+    target = encode(wanted, dims)
+    if dims != wanted and target is not None:
+        value = edit.insert(node, "Reshape", [value, edit.vector(node, target)], [])
+    return edit.put(node, value, "reshaped once instead", _WHY_RESHAPE)
+
+
+def _transpose_after_transpose(edit: Collapse, node: ir.Node) -> bool:
+    second, middle = edit.perm(node), _only(edit, node.inputs[0], node)
+    index = _data(edit, middle) if middle is not None and middle.op_type in _ELEMENTWISE else None
+    if middle is None or second is None or index is None:
+        return False
+    found = _transpose_before(edit, middle.inputs[index], middle)
+    dims = None if found is None else edit.known.dims(found[0].inputs[0])
+    if found is None or dims is None:
+        return False
+    first, perm = found
+    inputs = [first.inputs[0] if i == index else other for i, other in enumerate(middle.inputs)]
+    value = edit.insert_as(node, middle.op_type, inputs, [*middle.attributes.values()], middle.outputs[0], dims)
+    return _transposed(edit, node, value, [perm[axis] for axis in second])
+
+
+def _transposed(edit: Collapse, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> bool:
+    if [*perm] != sorted(perm):
+        value = edit.insert(node, "Transpose", [value], [ir.AttrInt64s("perm", perm)])
+    return edit.put(node, value, "transposed once instead", _WHY_TRANSPOSE)
+
+
+# ------------------------------------------------------------------------------------------------- what all operands come from
+
+
+def _operands(edit: Collapse, node: ir.Node) -> bool:
+    """Reshape, or transpose, what an elementwise operator gives, not each of its operands."""
+    if len({*node.inputs}) < 2:
+        return False
+    before = [_reshape_before(edit, value, node) for value in node.inputs]
+    sources = [first.inputs[0] for first in before if first is not None]
+    wanted, perm = edit.known.dims(node.outputs[0]), None
+    if len(sources) < len(before):
+        perm, sources = _one_transpose(edit, node)
+    own = edit.known.dims(sources[0]) if sources else None
+    if own is None or wanted is None or any(edit.known.dims(value) != wanted for value in node.inputs):
+        return False
+    if any(edit.known.dims(source) != own for source in sources) or not (perm or _can_reshape(own, wanted)):
+        return False
+    value = edit.insert_as(node, node.op_type, sources, [*node.attributes.values()], node.outputs[0], own)
+    return _transposed(edit, node, value, perm) if perm else _reshape(edit, node, value, own, wanted)
+
+
+def _one_transpose(edit: Collapse, node: ir.Node) -> tuple[list[int], list[ir.Value | None]]:
+    """The order of axes that all operands of a node are transposed to, and what they are before; nothing if it is not one."""
+    found = [_transpose_before(edit, value, node) for value in node.inputs]
+    moved = [pair for pair in found if pair is not None]
+    if len(moved) < len(found) or any(perm != moved[0][1] for _, perm in moved):
+        return [], []
+    return moved[0][1], [first.inputs[0] for first, _ in moved]
+
+
+def _concat(edit: Collapse, node: ir.Node) -> bool:
+    """Reshape, or transpose, the whole and not each part."""
+    wanted = edit.known.dims(node.outputs[0])
+    if not wanted or len({*node.inputs}) < 2:
+        return False
+    axis = node.attributes.get_int("axis", 0) % len(wanted)
+    before = [_reshape_before(edit, value, node) for value in node.inputs]
+    plain = [first.inputs[0] for first in before if first is not None]
+    if len(plain) == len(before):
+        return _stack(edit, node, plain, product(wanted[:axis]), wanted)
+    perm, sources = _one_transpose(edit, node)
+    if not perm:
+        return False
+    own = tuple(wanted[perm.index(i)] for i in range(len(perm)))
+    value = edit.insert_as(node, "Concat", sources, [ir.AttrInt64("axis", perm[axis])], node.outputs[0], own)
+    return _transposed(edit, node, value, perm)
+
+
+def _stack(edit: Collapse, node: ir.Node, sources: Sequence[ir.Value | None], outer: Dim, wanted: Dims) -> bool:
+    """Put together what is not yet reshaped, along an axis with as many blocks."""
+    parts = [dims for source in sources if (dims := edit.known.dims(source)) is not None]
+    if len(parts) < len(sources) or len({len(dims) for dims in parts}) != 1:
+        return False
+    for axis in reversed(range(len(parts[0]))):
+        same = len({(*dims[:axis], *dims[axis + 1 :]) for dims in parts}) == 1
+        if same and product(parts[0][:axis]) == outer:
+            length: Dim = 0
+            for dims in parts:
+                length = dims[axis] + length
+            own = (*parts[0][:axis], length, *parts[0][axis + 1 :])
+            if not _can_reshape(own, wanted):
+                return False
+            value = edit.insert_as(node, "Concat", sources, [ir.AttrInt64("axis", axis)], node.outputs[0], own)
+            return _reshape(edit, node, value, own, wanted)
+    return False
+
+
+def _transpose_of_parts(edit: Collapse, node: ir.Node) -> bool:
+    """Put parts together in the order in which a Transpose leaves them, where none of them is transposed in itself."""
+    whole, perm, wanted = _only(edit, node.inputs[0], node), edit.perm(node), edit.known.dims(node.outputs[0])
+    if whole is None or not perm or not wanted:
+        return False
+    found = _stacked(edit, whole) if whole.op_type == "Concat" else _cut(edit, whole)
+    if found is None:
+        return False
+    axis, parts = found
+    moved = [[i for i in perm if dims[i] != 1] for _, dims in parts]
+    if any(order != sorted(order) for order in moved):
+        return False
+    return _stack(edit, node, [source for source, _ in parts], product(wanted[: perm.index(axis)]), wanted)
+
+
+_Parts = tuple[int, list[tuple[ir.Value | None, Dims]]]
+"""An axis, and what is put together along it: each part before it is reshaped, and its dimensions when it is."""
+
+
+def _stacked(edit: Collapse, node: ir.Node) -> _Parts | None:
+    """The parts of a Concat, some of which are reshaped for it."""
+    before = [_reshape_before(edit, value, node) for value in node.inputs]
+    sources = [value if first is None else first.inputs[0] for first, value in zip(before, node.inputs, strict=True)]
+    dims = [found for value in node.inputs if (found := edit.known.dims(value))]
+    if not any(before) or len(dims) < len(sources):
+        return None
+    return node.attributes.get_int("axis", 0) % len(dims[0]), [*zip(sources, dims, strict=True)]
+
+
+def _cut(edit: Collapse, node: ir.Node) -> _Parts | None:
+    """The parts of a Concat that a Reshape takes apart again: [..., n m, ...] becomes [..., n, m, ...]."""
+    whole = _only(edit, node.inputs[0], node) if edit.keeps_order(node) else None
+    cut = edit.known.dims(node.outputs[0])
+    if whole is None or whole.op_type != "Concat" or not cut:
+        return None
+    axis = whole.attributes.get_int("axis", 0) % (len(cut) - 1)
+    dims = (*cut[:axis], 1, *cut[axis + 1 :])
+    if cut[axis] != len(whole.inputs) or any(edit.known.dims(v) != (*cut[:axis], *cut[axis + 1 :]) for v in whole.inputs):
+        return None
+    return axis, [(value, dims) for value in whole.inputs]
