@@ -1,5 +1,6 @@
 """``simplify``: the same answers from fewer nodes. One module a step; the steps run until nothing changes any more.
 
+    freeze       initializers that are inputs too become constants, if the user asks
     control      functions are taken apart, and If and Loop whose way is known
     constants    Constant nodes become initializers
     dead         what nobody uses goes
@@ -41,6 +42,7 @@ from .cse import merge_equal_nodes
 from .dead import remove_dead
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
+from .freeze import freeze_initializers
 from .graph import Work
 from .identity import remove_identities
 from .learn import learn
@@ -62,6 +64,7 @@ class SimplifyOptions(PassOptions):
     """What ``simplify`` does; everything is lossless."""
 
     engine: Literal["graphopt", "onnxsim"] = Field("graphopt", description="onnxsim: let that do it instead, to compare")
+    freeze: bool = Field(False, description="take initializers off the inputs: nobody will give them another value")
     fold: bool = Field(True, description="compute ahead of time what does not depend on the inputs")
     identity: bool = Field(True, description="remove nodes that hand on their input as it is")
     symbolic: bool = Field(True, description="let shapes that are computed from dynamic dimensions collapse")
@@ -102,6 +105,8 @@ class Simplify(Pass):
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
         work = Work(model, excluded, weight_limit=weights + growth, excludes=bool(patterns))
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
+        if self.options.freeze:
+            changes += freeze_initializers(work)
         if self.options.inline:
             changes += inline_functions(work)
         changes += self._until_quiet(work)
