@@ -191,6 +191,76 @@ class Graph:
             back = self.node("Cast", [other], to=TensorProto.FLOAT)[0]
             self.add("Abs", [back], source.dims)  # what comes from two Casts, onnxruntime cannot capture in a branch
 
+    def moved(self) -> None:
+        """Operators between others that only reshape or transpose."""
+        source, at = self.pick(), self.draw(st.integers(1, 2))
+        if len(source.dims) < 2 or source.dims[0] != BATCH:
+            return
+        rank, rest = len(source.dims), [*map(int, source.dims[1:])]
+        kind = self.draw(st.sampled_from(("reshape", "stack", "shuffle", "gather", "softmax", "both", "transpose")))
+        axis = self.ints(at)
+        wide = (*source.dims[:at], 1, *source.dims[at:])
+        if kind == "reshape":
+            other = self.floats(*self.draw(st.sampled_from(((), (1,), (1, 1, 1), (int(wide[-1]),)))))
+            middle = self.node("Mul", [self.node("Tanh", self.node("Unsqueeze", [source.name, axis]))[0], other])[0]
+            self.add("Squeeze", [middle, axis], source.dims)
+        elif kind == "stack":
+            parts = [self.node("Unsqueeze", [name, axis])[0] for name in self._alike(source)]
+            whole = Value(self.node("Concat", parts, axis=at)[0], (*wide[:at], len(parts), *wide[at + 1 :]))
+            self._turned(whole, self.draw(st.permutations(range(1, rank + 1))))
+        elif kind == "shuffle":
+            names = self._alike(source)
+            joined = self.node("Concat", names, axis=1)[0]
+            dims = (BATCH, *self.draw(st.sampled_from(((len(names), rest[0]), (rest[0], len(names))))), *rest[1:])
+            cut = Value(self.node("Reshape", [joined, self.ints(0, *map(int, dims[1:]))])[0], dims)
+            self._turned(cut, [2, 1, *range(3, rank + 1)])
+        elif kind == "gather":
+            taken = [0, -1] if self.draw(st.booleans()) else [*range(int(wide[-1]))]
+            parts = self.node("Gather", [self.node("Unsqueeze", [source.name, axis])[0], self.ints(*taken)], axis=rank)
+            self.add("Flatten", parts, (BATCH, int(np.prod([int(dim) for dim in wide[1:-1]])) * len(taken)))
+        elif kind == "softmax":
+            cut = self.draw(st.sampled_from(([1, *rest], [*rest, 1])))
+            whole = self.node("Reshape", [source.name, self.ints(0, *cut)])
+            part = self.node("Softmax", whole, axis=self.draw(st.integers(1, 2)))[0]
+            self.add("Reshape", [part, self.ints(0, *rest)], source.dims)
+        elif kind == "both":
+            pair = [self.node("Unsqueeze", [name, axis])[0] for name in self._alike(source)[:2]]
+            self.add(self.draw(st.sampled_from(BINARY)), pair, wide)
+        else:
+            perm = [0, *self.draw(st.permutations(range(1, rank)))]
+            pair = [self.node("Transpose", [name], perm=perm)[0] for name in self._alike(source)]
+            joined = self.node("Concat", pair, axis=1)[0]
+            dims = [source.dims[axis] for axis in perm]
+            self.add("Neg", [joined], (BATCH, int(dims[1]) * len(pair), *dims[2:]))
+
+    def _alike(self, source: Value) -> list[str]:
+        """Two or three tensors of the dimensions of one."""
+        same = [v.name for v in self.outer + self.own if v.dims == source.dims]
+        return self.draw(st.lists(st.sampled_from(same), min_size=2, max_size=3))
+
+    def _turned(self, source: Value, order: list[int]) -> None:
+        """Transpose all axes but the first, and merge them in part."""
+        dims = (BATCH, *(int(source.dims[axis]) for axis in order))
+        turned = self.node("Transpose", [source.name], perm=[0, *order])[0]
+        if self.draw(st.booleans()):
+            flat = (BATCH, int(dims[1]) * int(dims[2]), *dims[3:])
+            self.add("Reshape", [turned, self.ints(0, -1, *map(int, flat[2:]))], flat)
+        else:
+            self.add("Relu", [turned], dims)
+
+    def parts(self) -> None:
+        """Slices that take an axis apart; or not quite."""
+        source = self.pick()
+        if len(source.dims) < 2 or not isinstance(source.dims[1], int) or source.dims[1] < 2:
+            return
+        length = source.dims[1]
+        middle = self.draw(st.integers(1, length - 1))
+        for begin, end in ((0, middle), (middle, self.draw(st.sampled_from((length, 1 << 40, length - 1))))):
+            size = len(range(length)[begin:end])
+            if size:
+                value = self.node("Slice", [source.name, self.ints(begin), self.ints(end), self.ints(1)])[0]
+                self.add("Abs", [value], (source.dims[0], size, *source.dims[2:]))
+
     def filled(self) -> None:
         """A tensor of the same shape, made from the shape: x * 0 + 1."""
         source = self.pick()
@@ -278,7 +348,7 @@ class Graph:
 
 _STEPS = (
     "unary unary unary binary binary matmul conv flatten concat split filled dimension random constants branches branches loop"
-    " call overridable computed computed round_trip round_trip"
+    " call overridable computed computed round_trip round_trip moved moved moved parts"
 )
 STEPS = _STEPS.split()
 

@@ -8,6 +8,8 @@
     Concat(Split(x)), same axis and order     ->   x
     Slice(Concat(x, y, ...)), just one part   ->   that part
     Split(Concat(x, y, ...)), just the parts  ->   x, y, ...
+    Slices that take all of an axis apart     ->   one Split (``parts.py``)
+    what only reshapes or transposes          ->   moves past other operators to where it meets its like (``sink.py``)
     Cast(Cast(x, wide), t)                    ->   Cast(x, t), if wide holds all that x has
     Where(true, x, y)                         ->   x, if x has the dimensions of the output; y for false
     x and true, x or false                    ->   x, if it keeps its dimensions
@@ -33,6 +35,7 @@ from .collapse import Collapse, has_one_place, is_only_for
 from .dims import Dim, product
 from .follow import Dims, sliced
 from .graph import Work
+from .parts import split_slices
 from .sink import sink
 from .symbolic import INTEGERS, slice_of, symbolic
 
@@ -51,8 +54,8 @@ def remove_round_trips(work: Work) -> list[Change]:
             continue
         if rule is not None:
             rule(edit, node)
-        if node.graph is not None:
-            sink(edit, node)
+        if node.graph is not None and not sink(edit, node) and node.op_type == "Slice":
+            split_slices(edit, node)
     return edit.changes
 
 
