@@ -44,6 +44,7 @@ from .duplicates import merge_equal_initializers
 from .fold import fold_constants
 from .freeze import freeze_initializers
 from .graph import Work
+from .growth import allowance
 from .identity import remove_identities
 from .learn import learn
 from .leftovers import drop_leftovers
@@ -92,7 +93,8 @@ class Simplify(Pass):
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Run the steps until none of them changes anything; last come the places that were left alone, and why.
 
-        The bytes of all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
+        The bytes of all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None; not at all if an
+        earlier run came to that limit.
         """
         if self.options.engine == "onnxsim":
             return simplify_with_onnxsim(model, context.exclude)
@@ -103,7 +105,7 @@ class Simplify(Pass):
 
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
-        work = Work(model, excluded, weight_limit=weights + growth, excludes=bool(patterns))
+        work = Work(model, excluded, weight_limit=weights + allowance(model, growth), excludes=bool(patterns))
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
         if self.options.freeze:
             changes += freeze_initializers(work)

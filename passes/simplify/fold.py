@@ -59,6 +59,8 @@ def fold_constants(work: Work) -> list[Change]:
             continue
         allowed = max(0, work.weight_limit - weight_bytes(work.model))
         choice = growth.choose([*folded.reasons], folded.tensors, folded.identity, allowed)
+        if choice.left_out:
+            growth.note_limit(work.model)
         for node, size in choice.left_out.items():
             work.declined[node] = f"as a constant it would add {size:,} bytes to the file, whose growth is limited"
         for equal in choice.constants:
@@ -134,6 +136,10 @@ def _evaluate_all(work: Work, root: Root) -> _Folded:
         if any(a.is_ref() for a in node.attributes.values()):
             continue
         if any(o.is_graph_output() and output_position(o) is None for o in node.outputs):
+            continue
+        kept = next((v.name for v in node.inputs if v is not None and v.is_initializer() and work.excluded(v.name or "")), None)
+        if kept is not None and all(value is None or folded.known(value) is not None for value in node.inputs):
+            work.declined[node] = f"the user asked to leave {kept!r} alone"
             continue
         try:
             found = _from_type_or_shape(work, node, root.opset, folded) or _from_constants(node, root.opset, folded)

@@ -8,6 +8,9 @@ constants die that only these nodes used:
 When growth exceeds what is allowed, values on the frontier are taken in the order of their own growth, bytes(v) less the dying
 constants that v was computed from, until the allowance is spent; the nodes behind the others are taken out of E, and
 everything is counted again, because what those nodes read is on the frontier now.
+
+A file in which something was left out says so in its metadata: the next run lets it grow no further. Otherwise that run, which
+has the whole allowance again, would write what this one did not.
 """
 
 from __future__ import annotations
@@ -19,6 +22,19 @@ import onnx_ir as ir
 
 from graphopt.graphs import constant
 from graphopt.model.weights import tensor_bytes
+
+_NOTE = "graphopt.growth_limit"
+_REACHED = "reached"
+
+
+def allowance(model: ir.Model, growth: int) -> int:
+    """By how many bytes the weights may grow, of ``growth`` that the caller allows."""
+    return 0 if model.metadata_props.get(_NOTE) == _REACHED else growth
+
+
+def note_limit(model: ir.Model) -> None:
+    """Write into the model that something was left out because of the limit."""
+    model.metadata_props[_NOTE] = _REACHED
 
 
 @dataclass(frozen=True)

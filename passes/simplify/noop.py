@@ -267,6 +267,8 @@ def _neutral(index: int, number: float) -> Callable[[Collapse, ir.Node], None]:
             tensor = constant(value)
             if tensor is None or other is None or tensor.size > _SMALL or not edit.keeps(node, other):
                 continue
+            if value is not None and edit.work.excluded(value.name or ""):
+                continue
             dtype = tensor.dtype
             whole = dtype in INTEGERS or dtype == ir.DataType.BOOL
             if not whole and not dtype.is_floating_point():

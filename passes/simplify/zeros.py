@@ -44,21 +44,29 @@ def drop_zero_terms(work: Work) -> list[Change]:
     """Drop terms of zero in the main graph and its subgraphs."""
     root = work.roots()[0]
     found = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
-    found = [node for node in found if _is_zero(node.inputs[1]) or (node.op_type == "Add" and _is_zero(node.inputs[0]))]
+    found = [(node, kept) for node in found if (kept := _other_than_zero(work, node)) is not None]
     if not found:
         return []
     edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
-    for node in found:
-        kept = node.inputs[0 if _is_zero(node.inputs[1]) else 1]
-        if kept is not None and node.outputs[0] not in sensitive and edit.keeps(node, kept):
+    for node, kept in found:
+        if node.outputs[0] not in sensitive and edit.keeps(node, kept):
             edit.put(
                 node, kept, f"removed {node.op_type}", "it adds zero, and nothing can tell the sign of a zero in its output"
             )
     return edit.changes
 
 
-def _is_zero(value: ir.Value | None) -> bool:
+def _other_than_zero(work: Work, node: ir.Node) -> ir.Value | None:
+    """What an Add or Sub adds zero to."""
+    if _is_zero(work, node.inputs[1]):
+        return node.inputs[0]
+    return node.inputs[1] if node.op_type == "Add" and _is_zero(work, node.inputs[0]) else None
+
+
+def _is_zero(work: Work, value: ir.Value | None) -> bool:
     tensor = constant(value)
+    if value is None or work.excluded(value.name or ""):
+        return False
     return tensor is not None and tensor.dtype.is_floating_point() and tensor.size <= _SMALL and not np.any(tensor.numpy())
 
 

@@ -195,3 +195,87 @@ def test_range_is_given_a_number_where_a_branch_gives_a_list_of_one() -> None:
     }""")
     result = simplified(model, fold=False)
     assert run(result, {"x": np.ones(2, np.float32)})["r"].tolist() == [0, 1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------- branches that cannot be taken
+
+GEMM = "float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}"
+FLAGGED = [{"x": np.ones((2, 4, 1), np.float32), "flag": np.array(True)}]
+
+
+def test_a_branch_after_which_the_run_would_fail_is_never_taken():
+    model = from_text(f"""g (float[N, 4, M] x, bool flag) => (float[A, B] y) <{GEMM}, int64[1] axis = {{-1}}> {{
+        a = If(flag) <
+            then_branch = t () => (float[C, D] p) {{ p = Squeeze(x, axis) }},
+            else_branch = e () => (float[C, D, E] q) {{ q = Identity(x) }}
+        >
+        b = Relu(a)
+        y = Gemm(b, w)
+    }}""")
+    result, changes = simplify(model)
+    assert operators(result) == ["Squeeze", "Relu", "Gemm"]
+    assert "which only its then branch may give" in next(change.why for change in changes if "If" in change.what)
+    onnx.checker.check_model(result, full_check=True)
+    for name, expected in run(model, FLAGGED[0]).items():
+        np.testing.assert_array_equal(run(result, FLAGGED[0])[name], expected)
+    assert run_fails(result, {"x": np.ones((2, 4, 3), np.float32), "flag": np.array(True)})
+
+
+def run_fails(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> bool:
+    with pytest.raises(Exception, match="Squeeze"):
+        run(model, feed)
+    return True
+
+
+def test_ifs_that_ask_one_after_the_other_how_many_axes_there_are_all_go():
+    model = from_text(f"""g (float[N, 4, M] x) => (float[A, B] y)
+    <{GEMM}, int64 two = {{2}}, int64[1] axis = {{-1}}, int64[1] front = {{0}}, int64 one = {{1}}> {{
+        s = Shape(x)  m = Gather(s, two)  flat = Equal(m, one)
+        a = If(flat) <
+            then_branch = t () => (float[C, D] p) {{ p = Squeeze(x, axis) }},
+            else_branch = e () => (float[C, D, E] q) {{ q = Identity(x) }}
+        >
+        s2 = Shape(a)  rank = Size(s2)  is_two = Equal(rank, two)  other = Not(is_two)
+        b = If(other) <
+            then_branch = t () => (float[C, D, E] p) {{ p = Unsqueeze(a, front) }},
+            else_branch = e () => (float[C, D] q) {{ q = Identity(a) }}
+        >
+        y = Gemm(b, w)
+    }}""")
+    result, _ = simplify(model)
+    assert operators(result) == ["Squeeze", "Gemm"]
+    feed = {"x": np.ones((2, 4, 1), np.float32)}
+    np.testing.assert_array_equal(run(result, feed)["y"], run(model, feed)["y"])
+
+
+@pytest.mark.parametrize("body", ["y = Relu(a)", "y = Softmax(a)", "z = Add(a, x)  y = Abs(z)"])
+def test_an_if_stays_where_what_reads_it_takes_any_number_of_axes(body: str):
+    model = from_text(f"""g (float[N, 4, 1] x, bool flag) => (float y) <int64[1] axis = {{-1}}> {{
+        a = If(flag) <
+            then_branch = t () => (float[C, D] p) {{ p = Squeeze(x, axis) }},
+            else_branch = e () => (float[C, D, E] q) {{ q = Neg(x) }}
+        >
+        {body}
+    }}""")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    result, _ = simplify(model)
+    assert operators(result)[0] == "If"
+
+
+def test_an_if_stays_where_only_another_branch_asks_for_its_axes():
+    model = from_text(f"""g (float[N, 4, 1] x, bool flag) => (float y) <{GEMM}, int64[1] axis = {{-1}}> {{
+        a = If(flag) <
+            then_branch = t () => (float[C, D] p) {{ p = Squeeze(x, axis) }},
+            else_branch = e () => (float[C, D, E] q) {{ q = Neg(x) }}
+        >
+        y = If(flag) <
+            then_branch = t2 () => (float[F, G] r) {{ r = Gemm(a, w) }},
+            else_branch = e2 () => (float[F, G, H] s) {{ s = Abs(a) }}
+        >
+    }}""")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    result, _ = simplify(model)
+    assert operators(result) == ["If", "If"]
+    for flag in (True, False):
+        feed = {**FLAGGED[0], "flag": np.array(flag)}
+        np.testing.assert_array_equal(run(result, feed)["y"], run(model, feed)["y"])

@@ -410,6 +410,14 @@ def test_the_file_never_grows_by_more_than_the_limit():
     assert "would add 3,9" in changes[-1].why
 
 
+def test_a_second_run_does_not_write_what_the_limit_kept_out_of_the_first():
+    model, x = growing(1000), {"x": np.ones((2, 1), np.float32)}
+    result = simplified(model, x, growth_bytes=5000)
+    assert operators(result).count("Expand") == 1
+    assert {prop.key: prop.value for prop in result.metadata_props} == {"graphopt.growth_limit": "reached"}
+    assert not simplified(growing(10), {"x": np.ones((2, 1), np.float32)}).metadata_props
+
+
 @pytest.mark.parametrize("elements", [1_000_000, 10_000_000_000])
 def test_a_small_file_is_never_blown_up(elements: int):
     model = growing(elements)

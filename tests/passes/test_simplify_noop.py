@@ -119,6 +119,15 @@ def test_an_operand_that_a_caller_may_override_is_no_constant():
     assert operators(result) == ["Mul", "Relu"]
 
 
+def test_a_constant_that_the_user_excluded_stays():
+    model = from_text("""g (float[N, 5] x) => (float[N, 5] y)
+    <float one = {1}, float[5] zero = {0, 0, 0, 0, 0}, float two = {2}> {
+        a = Mul(x, one)  b = Add(a, zero)  c = Exp(two)  d = Mul(b, c)  y = Relu(d)
+    }""")
+    for name, expected in (("one", ["Mul"]), ("zero", ["Add"]), ("two", ["Exp"]), ("t*", ["Exp"]), ("other", [])):
+        assert operators(simplified(model, *feeds(5), exclude=[name])) == [*expected, "Mul", "Relu"]
+
+
 def test_round_trips_of_captured_values_go_inside_branches():
     model = from_text("""g (float[N, 4] x, bool flag) => (float[A, B] y) {
         t = Transpose(x)
