@@ -2,8 +2,9 @@
 
     LSTM(..., initial_h = 0, initial_c = 0)   ->   LSTM(...)         also GRU and RNN
 
-Exporters build that state from the batch size: Shape, Gather, Concat, then Expand or ConstantOfShape, then a Slice for each
-layer. It is provably zero when it is made of zeros only, by operators that fill, copy and rearrange. What built it goes too.
+Exporters build that state from the batch size: Shape, Gather, Concat, then Expand or ConstantOfShape, then a Slice or a Split
+for the layers. It is provably zero when it is made of zeros only, by operators that fill, copy and rearrange. What built it
+goes too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .graph import Work
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 _REARRANGE = frozenset(
-    {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+    {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 _CAST = frozenset({"Cast", "CastLike"})
 _MOST = 1 << 16

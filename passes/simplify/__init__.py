@@ -8,7 +8,7 @@
     learn        types and shapes are inferred
     identity     nodes that change nothing go
     collapse     computed shapes become constants, or are computed once
-    noop         operators that undo or continue each other go; with sink and parts
+    noop         operators that undo or continue each other go; with sink, parts and scatter
     zeros        terms of zero go
     cse          equal nodes are computed once
     fold         what does not depend on the inputs is computed ahead of time

@@ -9,6 +9,7 @@
     Slice(Concat(x, y, ...)), just one part   ->   that part
     Split(Concat(x, y, ...)), just the parts  ->   x, y, ...
     Slices that take all of an axis apart     ->   one Split (``parts.py``)
+    ScatterNDs that write all of a tensor     ->   a Concat of what they write (``scatter.py``)
     what only reshapes or transposes          ->   moves past other operators to where it meets its like (``sink.py``)
     Cast(Cast(x, wide), t)                    ->   Cast(x, t), if wide holds all that x has
     Where(true, x, y)                         ->   x, if x has the dimensions of the output; y for false
@@ -36,6 +37,7 @@ from .dims import Dim, product
 from .follow import Dims, sliced
 from .graph import Work
 from .parts import split_slices
+from .scatter import join_windows, read_before
 from .sink import sink
 from .symbolic import INTEGERS, slice_of, symbolic
 
@@ -54,7 +56,9 @@ def remove_round_trips(work: Work) -> list[Change]:
             continue
         if rule is not None:
             rule(edit, node)
-        if node.graph is not None and not sink(edit, node) and node.op_type == "Slice":
+        if node.graph is None or sink(edit, node):
+            continue
+        if node.op_type in {"Gather", "Slice"} and not read_before(edit, node) and node.op_type == "Slice":
             split_slices(edit, node)
     return edit.changes
 
@@ -297,7 +301,7 @@ def _resize(edit: Collapse, node: ir.Node) -> None:
         edit.put(node, source, "removed Resize", "it keeps every size")
 
 
-_RULES: dict[str, Callable[[Collapse, ir.Node], None]] = {
+_RULES: dict[str, Callable[[Collapse, ir.Node], object]] = {
     "Add": _neutral(-1, -0.0),
     "And": _neutral(-1, True),
     "Cast": _cast,
@@ -308,6 +312,7 @@ _RULES: dict[str, Callable[[Collapse, ir.Node], None]] = {
     "Pow": _neutral(1, 1.0),
     "Reshape": _reshape,
     "Resize": _resize,
+    "ScatterND": join_windows,
     "Slice": _slice,
     "Split": _split,
     "Sub": _neutral(1, 0.0),

@@ -43,8 +43,8 @@ _ABSORB = frozenset(_ABSORB_NAMES.split())
 def drop_zero_terms(work: Work) -> list[Change]:
     """Drop terms of zero in the main graph and its subgraphs."""
     root = work.roots()[0]
-    found = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
-    found = [(node, kept) for node in found if (kept := _other_than_zero(work, node)) is not None]
+    terms = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
+    found = [(node, kept) for node in terms if (kept := _other_than_zero(work, node)) is not None]
     if not found:
         return []
     edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
