@@ -6,6 +6,7 @@ What these benchmarks look for is what the pipeline would otherwise catch and un
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +19,10 @@ from common import ROOT
 TESTS = ROOT / "tests"
 
 
-def apply(model: ir.Model) -> list[Change]:
-    """Rewrite ``model`` in place by every pass of the recipe, and return what they did."""
+def apply(model: ir.Model, settings: Sequence[str] = ()) -> list[Change]:
+    """Rewrite ``model`` in place by every pass of the recipe, and return what they did; settings as ``--set`` takes them."""
     changes: list[Change] = []
-    for step in recipe.load("lossless").steps:
+    for step in recipe.load("lossless", settings).steps:
         assert isinstance(step.rewrite, Pass)
         changes += step.rewrite.apply(model, _context())
     return [change for change in changes if change.done]

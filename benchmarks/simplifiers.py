@@ -44,12 +44,15 @@ PEERS = {
 }
 CHAIN = ("onnxscript", "onnxsim", "OnnxSlim")
 OURS = "graphopt"
+FROZEN = "graphopt, simplify.freeze=true"
+_IMPORTS = "import numpy.random, lossless; from graphopt import model, recipe; recipe.load('lossless')"
 TOOLS = {
     **PEERS,
-    OURS: Simplifier(
+    OURS: Simplifier((), _IMPORTS, "loaded = model.load(source); lossless.apply(loaded); model.save(loaded, out)"),
+    FROZEN: Simplifier(
         (),
-        "import numpy.random, lossless; from graphopt import model, recipe; recipe.load('lossless')",
-        "loaded = model.load(source); lossless.apply(loaded); model.save(loaded, out)",
+        _IMPORTS,
+        "loaded = model.load(source); lossless.apply(loaded, ['simplify.freeze=true']); model.save(loaded, out)",
     ),
 }
 

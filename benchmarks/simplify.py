@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from graphopt.model import file_sha256
 
 import simplifiers
 from common import ROOT, arguments, publish, table
-from simplifiers import CHAIN, OURS, PEERS
+from simplifiers import CHAIN, FROZEN, OURS, PEERS
 
 TOLERANCE = 2e-6
 REPEATS, ENOUGH_SECONDS = 3, 5.0
@@ -45,11 +47,17 @@ def measured(bench: Bench, source: Path, cells: Sequence[str]) -> dict[str, Cell
     folder.mkdir(parents=True, exist_ok=True)
     judge = _digest(ROOT / "benchmarks" / "judging.py")
     row = {"original": _cached(folder / f"original-{judge}.json", lambda: _judged(source, source))}
-    for name in cells:
+    for name in (*cells, *([FROZEN] if lists_initializers(source) else [])):
         version = "-".join(simplifiers.version(tool) for tool in (CHAIN if name == "chain" else [name]))
         row[name] = _cached(folder / f"{name}-{version}-{judge}.json", partial(_cell, bench, source, name))
         print(f"{source.stem} {name}: {row[name].get('nodes', row[name].get('failed'))}", file=sys.stderr, flush=True)
     return row
+
+
+def lists_initializers(source: Path) -> bool:
+    """Whether a caller may override some of the file's initializers, because they are inputs too."""
+    graph = onnx.load(source, load_external_data=False).graph
+    return bool({value.name for value in graph.input} & {tensor.name for tensor in graph.initializer})
 
 
 def _digest(path: Path) -> str:
@@ -71,8 +79,8 @@ def _cell(bench: Bench, source: Path, name: str) -> Cell:
         taken, out = _simplified(bench, source, name, Path(temporary))
         if "failed" in taken:
             return taken
-        cell = taken | _judged(source, out, *(["--twice"] if name == OURS else []))
-        if name == OURS and "wrong" not in cell:
+        cell = taken | _judged(source, out, *(["--twice"] if name in {OURS, FROZEN} else []))
+        if name in {OURS, FROZEN} and "wrong" not in cell:
             cell["latency"] = simplifiers.last_line([sys.executable, _JUDGE, source, out, "--time"])
         return cell
 
@@ -109,7 +117,7 @@ def _simplified(bench: Bench, source: Path, name: str, folder: Path) -> tuple[Ce
 
 def best(row: Mapping[str, Cell]) -> int | None:
     """The fewest nodes that any peer or their chain came to, right or wrong."""
-    return min((row[name]["nodes"] for name in CELLS if name != OURS and "nodes" in row.get(name, {})), default=None)
+    return min((row[name]["nodes"] for name in (*PEERS, "chain") if "nodes" in row.get(name, {})), default=None)
 
 
 def trouble(cell: Cell) -> str | None:
@@ -126,9 +134,10 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
     for model, row in rows.items():
         ours, least = row[OURS], best(row)
         more = least is not None and "nodes" in ours and ours["nodes"] > least
-        nodes.append(
-            (model, row["original"].get("nodes", "?"), *(_nodes(row[name]) for name in CELLS), "**more**" if more else "")
+        note = (
+            f"{'**more**; ' if more else ''}{_nodes(row[FROZEN])} with freeze" if FROZEN in row else "**more**" if more else ""
         )
+        nodes.append((model, row["original"].get("nodes", "?"), *(_nodes(row[name]) for name in CELLS), note))
         costs.append((model, *(_figure(row[n], "cpu_seconds", 1, "{:.2f}") for n in CELLS)))
         costs[-1] += (f"{row['original'].get('bytes', 0) / 1e6:,.0f}",)
         costs[-1] += tuple(_figure(row[n], "peak_bytes", 1e6, "{:,.0f}") for n in (*PEERS, OURS))
@@ -136,12 +145,14 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
         speed = "{speedup:.3f} ({speedup_low:.3f} to {speedup_high:.3f})".format(**latency) if "speedup" in latency else "-"
         sizes = ours.get("max_rel", {})
         results.append((model, ", ".join(f"{value:.0e}" for value in sizes.values()), ", ".join(sizes), speed))
-        troubles += [(model, name, why.replace("|", "\\|")) for name in ("original", *CELLS) if (why := trouble(row[name]))]
-    behind = sum(bool(row[-1]) for row in nodes)
+        troubles += [(model, name, why.replace("|", "\\|")) for name in row if (why := trouble(row[name]))]
+    behind = sum("more" in row[-1] for row in nodes)
     text = (
         "Nodes of all graphs and functions, Constant left out. *Chain* is "
         f"{', then '.join(CHAIN)}. ✗: the result is not right, see below; -: no result. graphopt has more nodes than the best "
-        f"of the others, right or not, on {behind} of {len(nodes)} models."
+        f"of the others, right or not, on {behind} of {len(nodes)} models. *With freeze*: some files list initializers as "
+        "inputs too, so that a caller may override them; graphopt leaves that as it is unless asked with "
+        "`--set simplify.freeze=true`, where others take them for constants."
     )
     cost = (
         "CPU seconds of the call from file to file, without the imports (the best of up to three calls), and the most memory "

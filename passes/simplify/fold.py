@@ -194,7 +194,9 @@ def _from_constants(node: ir.Node, opset: int, folded: _Folded) -> _Found | None
     tensors = [folded.known(value) for value in node.inputs]
     unknown = [value for value, tensor in zip(node.inputs, tensors, strict=True) if value is not None and tensor is None]
     if unknown and all(is_overridable(value) for value in unknown):
-        raise Refused("it reads an initializer that is an input too, which a caller may override")
+        raise Refused(
+            "it reads an initializer that is an input too, which a caller may override (simplify.freeze=true: nobody will)"
+        )
     given = [tensor for tensor in tensors if tensor is not None]
     if unknown or not given or not all(accepts(node.op_type, tensor.dtype) for tensor in given):
         return None
