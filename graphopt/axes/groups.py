@@ -1,0 +1,96 @@
+"""Groups: what must be removed together, and how a person is told.
+
+A unit is what goes at once: one channel and all that is tied to it, or a head with all its channels. Units that lie on exactly
+the same axes are parallel, and make a group: any of them may go, but not all, or one of those axes would be left empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graphopt.graphs import site
+
+from .ids import Ids
+
+Units = npt.NDArray[np.int64]
+"""The unit at each index of an axis; -1 where there is none of the group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """The axis of a weight (an initializer or the output of a Constant) that ``node`` reads, and the group's units along it."""
+
+    node: ir.Node
+    value: ir.Value
+    axis: int
+    units: Units
+
+    def index(self, unit: int) -> npt.NDArray[np.intp]:
+        """Where on the axis the unit is; several places, where it is several channels."""
+        return np.flatnonzero(self.units == unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """The axis of an initializer or a Constant, and the group's units along it."""
+
+    value: ir.Value
+    axis: int
+    units: Units
+
+    def index(self, unit: int) -> npt.NDArray[np.intp]:
+        """Where on the axis the unit is."""
+        return np.flatnonzero(self.units == unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parallel units that can be removed independently of one another, as far as ``prunable``."""
+
+    name: str
+    """Of the first node whose weight makes the channels."""
+    units: tuple[Ids, ...]
+    """Channel ids of each unit, as ``Channels.ids`` has them."""
+    producers: tuple[Use, ...]
+    consumers: tuple[Use, ...]
+    members: tuple[Member, ...]
+    why: str = ""
+    """What forbids to remove any; empty when nothing does."""
+
+    @property
+    def size(self) -> int:
+        """How many units."""
+        return len(self.units)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units can be removed: nothing forbids it, and one would be left."""
+        return not self.why and self.size > 1
+
+    def unit(self, number: int) -> Ids:
+        """Channel ids that go together as one unit."""
+        return self.units[number]
+
+    def __str__(self) -> str:
+        each = len(self.producers[0].index(0)) if self.producers else 1
+        what = f"{self.size} units" + (f" of {each} channels" if each > 1 else "")
+        lines = [f"{self.name}: {what}" + (f", cannot be removed: {self.why}" if self.why else "")]
+        lines += [f"  made by    {_listed(self.producers)}"] if self.producers else []
+        lines += [f"  used by    {_listed(self.consumers)}"] if self.consumers else []
+        told = {(use.value, use.axis) for use in (*self.producers, *self.consumers)}
+        along = [f"{one.value.name} axis {one.axis}" for one in self.members if (one.value, one.axis) not in told]
+        lines += [f"  and along  {_short(along)}"] if along else []
+        return "\n".join(lines)
+
+
+def _listed(uses: tuple[Use, ...]) -> str:
+    return _short([f"{use.node.op_type} {site(use.node)!r} ({use.value.name} axis {use.axis})" for use in uses])
+
+
+def _short(texts: list[str], limit: int = 6) -> str:
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more

@@ -1,0 +1,71 @@
+"""Elementwise operators: y[i] depends on x[i] alone, so channels stay what they are.
+
+Whether f(0) = 0 does not matter: what is removed no longer reaches anything that would sum it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from graphopt.axes.analysis import Analysis, Axes, Unknown
+from graphopt.axes.ids import Ids
+
+from .table import rule
+
+
+@rule("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh")
+@rule("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log")
+@rule("Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus")
+@rule("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu")
+@rule("com.microsoft.QuickGelu")
+def unary(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+    """y[..] = f(x[..]): y has x's ids. Further inputs (Clip's bounds) are scalars."""
+    return [a.of(node, 0)]
+
+
+@rule("Dropout")
+def dropout(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+    """In inference y = x, and the mask has the same axes."""
+    return [a.of(node, 0)] * len(node.outputs)
+
+
+@rule("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less")
+@rule("LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor")
+@rule("com.microsoft.BiasGelu", "com.microsoft.FastGelu")
+def broadcast(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+    """y[.., i, ..] = f(x1[.., i, ..], x2[.., i, ..], ...): the same ids on each axis, counted from the last one."""
+    return [broadcasted(a, node, [a.of(node, index) for index, value in enumerate(node.inputs) if value is not None])]
+
+
+def broadcasted(a: Analysis, node: ir.Node, operands: Sequence[Axes]) -> Axes:
+    """Axes of the operands broadcast to one shape.
+
+    An axis of size 1 that meets a longer one is repeated along it: it is not one of its channels, and has to stay.
+    """
+    rank = max(len(axes) for axes in operands)
+    padded = [(None,) * (rank - len(axes)) + tuple(axes) for axes in operands]
+    missing = [rank - len(axes) for axes in operands]
+    result: list[Ids | None] = []
+    for axis in range(rank):
+        result.append(_axis(a, node, [axes[axis] for axes, absent in zip(padded, missing, strict=True) if axis >= absent]))
+    return tuple(result)
+
+
+def _axis(a: Analysis, node: ir.Node, operands: Sequence[Ids | None]) -> Ids | None:
+    distinct = [*{id(ids): ids for ids in operands}.values()]
+    known = [ids for ids in distinct if ids is not None]
+    wide = [ids for ids in known if len(ids) != 1]
+    if not wide:
+        for other in known[1:]:
+            a.same(known[0], other, node)
+        return known[0] if len(known) == len(distinct) else None
+    if any(len(ids) != len(wide[0]) for ids in wide):
+        raise Unknown("sizes that do not fit")
+    a.lock([ids for ids in known if len(ids) == 1], node, "it is repeated along a longer axis")
+    if len(known) < len(distinct):
+        a.lock(wide, node, "it meets an axis of dynamic size")
+    for other in wide[1:]:
+        a.same(wide[0], other, node)
+    return wide[0]
