@@ -116,11 +116,11 @@ class Analysis:
         """Apply the rule of each node; subgraphs come after the inputs and before the outputs of the node that holds them."""
         for node in graph:
             for subgraph in subgraphs(node):
-                for value in subgraph.inputs:
-                    self.axes[value] = self.fixed(value, node, "a subgraph's input")
+                for given in subgraph.inputs:
+                    self.axes[given] = self.fixed(given, node, "a subgraph's input")
                 self.walk(subgraph, rules)
-                for output in subgraph.outputs:
-                    self.lock(self.axes_of(output), node, "gives it out of a subgraph")
+                for result in subgraph.outputs:
+                    self.lock(self.axes_of(result), node, "gives it out of a subgraph")
             name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
             rule = rules.get(name)
             try:
@@ -132,8 +132,8 @@ class Analysis:
                 for value in node.inputs:
                     if value is not None:
                         self.lock(self.axes_of(value), node, str(unknown))
-            for place, value in enumerate(node.outputs):
-                self.axes[value] = self._settled(value, node, outputs[place] if place < len(outputs) else None)
+            for place, output in enumerate(node.outputs):
+                self.axes[output] = self._settled(output, node, outputs[place] if place < len(outputs) else None)
 
     def of(self, node: ir.Node, index: int) -> tuple[Ids | None, ...]:
         """Ids per axis of a node's input.
@@ -324,27 +324,25 @@ class Analysis:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             return None
-        entries = self._entries(node, index)
-        if entries is None:
+        listed = self.listed(value)
+        if listed is None:
             raise Unknown("a size that is computed")
-        return entries
+        return [Entry(node, index, place, number) for place, number in enumerate(listed)]
 
-    def _entries(self, node: ir.Node, index: int) -> list[Entry] | None:
-        value = node.inputs[index]
-        if value is None:
-            return None
+    def listed(self, value: ir.Value) -> list[int | None] | None:
+        """The numbers in a list of sizes, None for the computed ones; None where its length is not known."""
         tensor = constant(value)
         if tensor is not None:
-            return [Entry(node, index, place, int(number)) for place, number in enumerate(tensor.numpy().reshape(-1))]
+            return [int(number) for number in tensor.numpy().reshape(-1)]
         producer = value.producer()
         if producer is not None and producer.op_type == "Concat" and producer.domain == "":
-            parts = [self._entries(producer, part) for part in range(len(producer.inputs))]
+            parts = [self.listed(part) for part in producer.inputs if part is not None]
             known = [part for part in parts if part is not None]
-            return [entry for part in known for entry in part] if len(known) == len(parts) else None
+            return [number for part in known for number in part] if len(known) == len(parts) else None
         dims = self.dims(value)
         if dims is None or len(dims) > 1 or not all(isinstance(dim, int) for dim in dims):
             return None
-        return [Entry(node, index, place, None) for place in range(math.prod(int(dim or 0) for dim in dims))]
+        return [None] * math.prod(int(dim or 0) for dim in dims)
 
     def constants(self, node: ir.Node, index: int, name: str = "") -> list[int] | None:
         """The same as plain integers.

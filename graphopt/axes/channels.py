@@ -1,7 +1,7 @@
 """The result of the analysis: ids per axis, and the groups of what must be removed together.
 
-Units lie on exactly the same axes when the sets of axes that they occur on are equal; the sets are compared by a sum of random
-64-bit numbers, one for each axis.
+Units are made by the same axes of weights when the sets of axes are equal; sets are compared by a sum of random 64-bit numbers,
+one for each axis.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _groups(analysis: Analysis, same: UnionFind, units: UnionFind) -> list[Group
     number[roots] = np.arange(len(roots))
 
     free = units.why(roots) == FREE
-    _, parallel = np.unique(_signatures(analysis, units, number, len(roots)) + free, return_inverse=True)
+    _, parallel = np.unique(_signatures(analysis.giving, units, number, len(roots)) + free, return_inverse=True)
     _, start = np.unique(parallel[np.argsort(first)], return_index=True)
     group = np.argsort(np.argsort(start))[parallel]  # groups in the order of their first channel
     order = np.lexsort((first, group))
@@ -125,6 +125,7 @@ def _groups(analysis: Analysis, same: UnionFind, units: UnionFind) -> list[Group
     channels, of = channels[of >= 0], of[of >= 0]
     by_unit = np.split(channels[np.argsort(of, kind="stable")], np.searchsorted(np.sort(of), np.arange(1, len(roots))))
 
+    parts = _parts(analysis, units, number, group, unit)
     producers, consumers = uses(analysis.giving), uses(analysis.taking)
     result = []
     for one in range(len(start)):
@@ -137,18 +138,51 @@ def _groups(analysis: Analysis, same: UnionFind, units: UnionFind) -> list[Group
                 producers=tuple(producers[one]),
                 consumers=tuple(consumers[one]),
                 members=tuple(members[one]),
+                parts=parts[one],
                 why="" if least == FREE else analysis.name(least),
             )
         )
     return result
 
 
-def _signatures(analysis: Analysis, units: UnionFind, number: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint64]:
-    """For each unit a number that stands for the set of axes it occurs on; even, so that one may be added."""
-    arrays = {id(ids): ids for axes in analysis.axes.values() for ids in axes or () if ids is not None}
-    random = np.random.default_rng(0).integers(0, 2**63, size=len(arrays), dtype=np.uint64) * np.uint64(2)
+def _signatures(roles: Iterable[Role], units: UnionFind, number: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint64]:
+    """For each unit a number that stands for the set of axes that make it; even, so that one may be added."""
+    made = {(role.value, role.axis): role.ids for role in roles}
+    random = np.random.default_rng(0).integers(0, 2**63, size=len(made), dtype=np.uint64) * np.uint64(2)
     signature = np.zeros(size, np.uint64)
-    for ids, key in zip(arrays.values(), random, strict=True):
-        found = number[units.find(ids)]
-        signature[np.unique(found[found >= 0])] += key
+    for ids, key in zip(made.values(), random, strict=True):
+        signature[np.unique(number[units.find(ids)])] += key
     return signature
+
+
+def _parts(
+    analysis: Analysis,
+    units: UnionFind,
+    number: npt.NDArray[np.int64],
+    group: npt.NDArray[np.int64],
+    unit: npt.NDArray[np.int64],
+) -> list[tuple[npt.NDArray[np.int64], ...]]:
+    """For each group the smallest sets of its units that an axis consists of; with others on the axis, one group stands for it."""
+    sizes = np.bincount(group)
+    whole = [np.arange(size) for size in sizes]
+    found: list[dict[bytes, npt.NDArray[np.int64]]] = [{one.tobytes(): one} for one in whole]
+    arrays = {id(ids): ids for axes in analysis.axes.values() for ids in axes or () if ids is not None and len(ids)}
+    for ids in arrays.values():
+        places = number[units.find(ids)]
+        if (places < 0).any() or (units.why(ids) < FREE).any():
+            continue  # something else on this axis stays
+        groups = group[places]
+        most = int(np.bincount(groups).argmax())
+        alone = np.unique(unit[places[groups == most]])
+        if len(alone) < sizes[most]:
+            found[most].setdefault(alone.tobytes(), alone)
+    return [_smallest([*sets.values()]) for sets in found]
+
+
+def _smallest(sets: list[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Without those that contain another one."""
+    kept: list[npt.NDArray[np.int64]] = []
+    for one in sorted(sets, key=len):
+        if not any(np.isin(other, one).all() for other in kept):
+            kept.append(one)
+    return tuple(kept)

@@ -1,7 +1,8 @@
 """Groups: what must be removed together, and how a person is told.
 
-A unit is what goes at once: one channel and all that is tied to it, or a head with all its channels. Units that lie on exactly
-the same axes are parallel, and make a group: any of them may go, but not all, or one of those axes would be left empty.
+A unit is what goes at once: one channel and all that is tied to it, or a head with all its channels. Units that
+are made by the same axes of weights are parallel, and make a group. Any of them may go, but not all; and where some of them are
+alone on an axis (a half that was split off), not all of these.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Group:
     producers: tuple[Use, ...]
     consumers: tuple[Use, ...]
     members: tuple[Member, ...]
+    parts: tuple[npt.NDArray[np.int64], ...]
+    """Units that lie on an axis by themselves: of each of these sets one has to stay. Mostly it is one set of all."""
     why: str = ""
     """What forbids to remove any; empty when nothing does."""
 
@@ -69,11 +72,27 @@ class Group:
     @property
     def prunable(self) -> bool:
         """Whether units can be removed: nothing forbids it, and one would be left."""
-        return not self.why and self.size > 1
+        return not self.why and len(self.choose(np.arange(self.size), 1)) > 0
 
     def unit(self, number: int) -> Ids:
         """Channel ids that go together as one unit."""
         return self.units[number]
+
+    def choose(self, order: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+        """The first ``count`` of ``order`` [<= size], units from least to most wanted, that may go: fewer where a part would be empty."""
+        left = np.array([len(part) for part in self.parts])
+        within = np.zeros((len(self.parts), self.size), np.bool_)
+        for place, part in enumerate(self.parts):
+            within[place, part] = True
+        chosen: list[int] = []
+        for unit in order.tolist():
+            if len(chosen) == count:
+                break
+            touched = within[:, unit]
+            if (left[touched] > 1).all():
+                left[touched] -= 1
+                chosen.append(unit)
+        return np.array(chosen, np.int64)
 
     def __str__(self) -> str:
         each = len(self.producers[0].index(0)) if self.producers else 1

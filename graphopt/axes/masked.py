@@ -4,7 +4,6 @@ are summed. A test compares the two; nothing else needs this.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from .channels import Channels

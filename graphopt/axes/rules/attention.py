@@ -45,7 +45,7 @@ def _join(a: Analysis, heads: Ids, inner: Ids) -> Ids:
 
 @rule("Attention")
 def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """y = softmax(scale * Q K^T + mask) V per head. Q [n, s, (k, r, d)], K [n, t, (k, d)], V [n, t, (k, e)] -> y [n, s, (k, r, e)].
+    """Y = softmax(scale * Q K^T + mask) V per head. Q [n, s, (k, r, d)], K [n, t, (k, d)], V [n, t, (k, e)] -> y [n, s, (k, r, e)].
 
     With four axes heads are one: Q [n, (k, r), s, d]. Past and present keys and values have four always.
     """

@@ -38,12 +38,12 @@ def instance_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("GroupNormalization", "com.microsoft.GroupNorm")
 def group_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """c = (g, i): statistics over i and positions of each g, so a whole group goes, and ``num_groups`` falls.
+    """C = (g, i): statistics over i and positions of each g, so a whole group goes, and ``num_groups`` falls.
 
     ``scale`` and ``bias`` have an element per channel, or (opset 18 to 20) per group.
     """
     x = a.of(node, 0)
-    channels_last = node.domain != "" and node.attributes.get_int("channels_last", 1)
+    channels_last = node.domain != "" and node.attributes.get_int("channels_last", 1) == 1
     axis = len(x) - 1 if channels_last else 1
     name = "groups" if node.domain else "num_groups"
     groups, channels = node.attributes.get_int(name, 1), x[axis]
@@ -63,7 +63,7 @@ def group_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 @rule("com.microsoft.LayerNormalization", "com.microsoft.SimplifiedLayerNormalization")
 def layer_norm(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """y = scale * norm(x over the axes from ``axis`` on) + bias: these cannot be removed; the axes before can."""
+    """Y = scale * norm(x over the axes from ``axis`` on) + bias: these cannot be removed; the axes before can."""
     x = a.of(node, 0)
     axis = node.attributes.get_int("axis", -1) % len(x)
     a.lock(x[axis:], node, _MIXED)
@@ -74,7 +74,7 @@ def layer_norm(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
 
 @rule("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
 def skip_layer_norm(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """y = scale * norm(x + skip + bias) + shift over the last axis; the fourth output is the sum."""
+    """Y = scale * norm(x + skip + bias) + shift over the last axis; the fourth output is the sum."""
     x = broadcasted(a, node, [a.of(node, 0), a.of(node, 1)])
     a.lock(x[-1:], node, _MIXED)
     _parameters(a, node, x, range(2, len(node.inputs)))
@@ -90,7 +90,7 @@ def _parameters(a: Analysis, node: ir.Node, x: Axes, indices: Sequence[int]) -> 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = exp(x) / sum over ``axis`` of exp(x) (before opset 13: over all axes from it on): these cannot be removed."""
+    """Y = exp(x) / sum over ``axis`` of exp(x) (before opset 13: over all axes from it on): these cannot be removed."""
     x = a.of(node, 0)
     old = a.opset < 13
     axis = node.attributes.get_int("axis", 1 if old else -1) % len(x)

@@ -17,7 +17,7 @@ from .table import rule
 )
 @rule("ReduceSumSquare")
 def reduce(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = the reduction over ``axes`` (all, unless ``noop_with_empty_axes``). Only ReduceSum's can be removed."""
+    """Y = the reduction over ``axes`` (all, unless ``noop_with_empty_axes``). Only ReduceSum's can be removed."""
     x = a.of(node, 0)
     axes = a.constants(node, 1, "axes")
     if not axes:
@@ -30,7 +30,7 @@ def reduce(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("ArgMax", "ArgMin")
 def arg_max(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = the position of the largest along ``axis`` (0): positions would move."""
+    """Y = the position of the largest along ``axis`` (0): positions would move."""
     x = a.of(node, 0)
     return [_dropped(a, node, x, {node.attributes.get_int("axis", 0) % len(x)}, exact=False)]
 

@@ -19,14 +19,14 @@ _Dim = int | str
 
 @rule("Transpose")
 def transpose(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y's axis i is x's axis perm[i]."""
+    """Y's axis i is x's axis perm[i]."""
     x = a.of(node, 0)
     return [tuple(x[axis] for axis in node.attributes.get_ints("perm") or range(len(x))[::-1])]
 
 
 @rule("Squeeze")
 def squeeze(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y is x without its axes of size 1 (those in ``axes``)."""
+    """Y is x without its axes of size 1 (those in ``axes``)."""
     x = a.of(node, 0)
     axes = a.constants(node, 1, "axes")
     dims = a.dims(node.inputs[0] or node.outputs[0]) or ()
@@ -38,7 +38,7 @@ def squeeze(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Unsqueeze")
 def unsqueeze(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y is x with new axes of size 1, at ``axes`` of y."""
+    """Y is x with new axes of size 1, at ``axes`` of y."""
     x = a.of(node, 0)
     axes = a.constants(node, 1, "axes") or []
     rank = len(x) + len(axes)
@@ -48,7 +48,7 @@ def unsqueeze(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Flatten")
 def flatten(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y [m, n]: m is the product of the axes before ``axis``, n of those from it on."""
+    """Y [m, n]: m is the product of the axes before ``axis``, n of those from it on."""
     x = a.of(node, 0)
     axis = node.attributes.get_int("axis", 1)
     axis += len(x) if axis < 0 else 0
@@ -227,7 +227,7 @@ def expand(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Tile")
 def tile(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y's axis is (r, i): x's axis i, ``repeats`` times. A channel goes from all copies, or a copy goes whole."""
+    """Y's axis is (r, i): x's axis i, ``repeats`` times. A channel goes from all copies, or a copy goes whole."""
     x = a.of(node, 0)
     entries = a.numbers(node, 1)
     if entries is None or len(entries) != len(x):

@@ -19,7 +19,7 @@ _DYNAMIC = "a part of it is taken at a place that is not constant"
 
 @rule("Concat")
 def concat(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = [x1, x2, ...] along ``axis``: its ids are theirs, one after the other; the other axes are the same."""
+    """Y = [x1, x2, ...] along ``axis``: its ids are theirs, one after the other; the other axes are the same."""
     operands = [a.of(node, index) for index in range(len(node.inputs))]
     rank = len(operands[0])
     along = node.attributes.get_int("axis", 1) % rank
@@ -59,7 +59,7 @@ def split(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Slice")
 def slice_(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = x[.., start:end, ..], and so are its ids; ``starts`` and ``ends`` count the ids before them.
+    """Y = x[.., start:end, ..], and so are its ids; ``starts`` and ``ends`` count the ids before them.
 
     A step of -1 over a whole axis reverses it; with other steps, or places that are computed, the axis cannot be removed.
     """
@@ -97,7 +97,7 @@ def _cut(a: Analysis, node: ir.Node, ids: Ids | None, bounds: tuple[Entry, Entry
 
 @rule("Gather")
 def gather(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = x[.., indices, ..] along ``axis``, and so are its ids when the indices are constant; these are counted anew.
+    """Y = x[.., indices, ..] along ``axis``, and so are its ids when the indices are constant; these are counted anew.
 
     With computed indices, as of an embedding, the axis cannot be removed, but the others can.
     """
@@ -127,7 +127,7 @@ def _renumbered(kept: Kept, ids: Ids, indices: npt.NDArray[np.int64]) -> npt.NDA
 
 @rule("Pad")
 def pad(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y = [zeros, x, zeros] along each axis: the padding has fresh ids, and ``pads`` counts them.
+    """Y = [zeros, x, zeros] along each axis: the padding has fresh ids, and ``pads`` counts them.
 
     Padding that repeats x (the modes but ``constant``), crops it or is computed leaves the axis as it must be.
     """
@@ -157,7 +157,7 @@ def pad(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Trilu")
 def triangle(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y is x where i <= j on the last two axes: which elements are kept depends on positions."""
+    """Y is x where i <= j on the last two axes: which elements are kept depends on positions."""
     x = a.of(node, 0)
     a.lock(x[-2:], node, "its elements are kept by their position")
     return [x]

@@ -24,9 +24,7 @@ def constants(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
 def shape(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     """The sizes of x that anybody reads are part of the computation: these axes stay as they are."""
     x = a.of(node, 0)
-    start, end, _ = slice(
-        node.attributes.get_int("start", 0), node.attributes.get("end") and node.attributes.get_int("end", 0)
-    ).indices(len(x))
+    start, end, _ = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(x))).indices(len(x))
     a.lock(_read(node.outputs[0], list(x[start:end])), node, "its size is computed with")
     return [None]
 
@@ -44,7 +42,7 @@ def _read(value: ir.Value, axes: list[Ids | None]) -> list[Ids | None]:
 
 @rule("ConstantOfShape")
 def constant_of_shape(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """y [n1, n2, ...] of one number: fresh ids; the list of sizes counts them."""
+    """Y [n1, n2, ...] of one number: fresh ids; the list of sizes counts them."""
     entries = a.numbers(node, 0)
     after = a.dims(node.outputs[0])
     if entries is None:
