@@ -16,10 +16,10 @@ LayerNorm, a Softmax, a maximum over channels) is forbidden, and so is what an o
 from __future__ import annotations
 
 from .channels import Channels, analyse
-from .freeze import freeze
 from .groups import Group, Member, Use
 from .ids import Ids
 from .masked import masked
+from .prepare import prepare
 from .remove import Removal, remove
 
-__all__ = ["Channels", "Group", "Ids", "Member", "Removal", "Use", "analyse", "freeze", "masked", "remove"]
+__all__ = ["Channels", "Group", "Ids", "Member", "Removal", "Use", "analyse", "masked", "prepare", "remove"]

@@ -24,10 +24,10 @@ import onnx_ir as ir
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant, is_overridable, site
 from graphopt.shapes import Facts, subgraphs
 
-from .ids import FREE, Ids, UnionFind
+from .ids import FREE, Axis, Ids, Symbol, UnionFind
 
-Axes = tuple[Ids | None, ...]
-"""Ids per axis of a value; None for a dynamic axis."""
+Axes = tuple[Axis, ...]
+"""Ids per axis of a value; a symbol for a dynamic axis."""
 Kept = Callable[[Ids], npt.NDArray[np.bool_]]
 """Which of these ids stay."""
 Rule = Callable[["Analysis", ir.Node], "Sequence[Axes | None]"]
@@ -107,6 +107,7 @@ class Analysis:
         self.counts: dict[tuple[ir.Node, Where], dict[int, Ids]] = {}
         self.edits: list[Edit] = []
         self._facts = facts
+        self._symbols = 0
         self._overridable = (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT
         self.opset = model.opset_imports.get("", 0)
 
@@ -135,7 +136,7 @@ class Analysis:
             for place, output in enumerate(node.outputs):
                 self.axes[output] = self._settled(output, node, outputs[place] if place < len(outputs) else None)
 
-    def of(self, node: ir.Node, index: int) -> tuple[Ids | None, ...]:
+    def of(self, node: ir.Node, index: int) -> Axes:
         """Ids per axis of a node's input.
 
         Raises:
@@ -165,13 +166,23 @@ class Analysis:
         self.axes[value] = axes
         return axes
 
-    def dims(self, value: ir.Value) -> tuple[int | str | None, ...] | None:
-        """Sizes, symbols and unknowns, as inferred; where inference knows nothing, as the ids have it."""
-        known = self._facts.get(value)
-        if known is not None and known.shape is not None:
-            return tuple(dim if isinstance(dim, int) else dim.value for dim in known.shape)
-        axes = self.axes.get(value)
-        return None if axes is None else tuple(None if ids is None else len(ids) for ids in axes)
+    def sizes(self, value: ir.Value) -> tuple[int | Symbol, ...] | None:
+        """Size or symbol per axis, as inferred; where inference has no name for it, as the rules have it."""
+        known, axes = self._facts.get(value), self.axes.get(value)
+        ours = None if axes is None else tuple(ids if isinstance(ids, Symbol) else len(ids) for ids in axes)
+        if known is None or known.shape is None:
+            return ours
+        dims = [dim if isinstance(dim, int) else dim.value for dim in known.shape]
+        if ours is None or len(ours) != len(dims):
+            ours = tuple(self.symbol() for _ in dims)
+        return tuple(
+            Symbol(dim) if isinstance(dim, str) else own if dim is None else dim for dim, own in zip(dims, ours, strict=True)
+        )
+
+    def symbol(self) -> Symbol:
+        """A size that nothing is known of, unlike all others."""
+        self._symbols += 1
+        return Symbol(f"?{self._symbols}")
 
     def dtype(self, value: ir.Value) -> ir.DataType:
         """The element type of a value; float32 where it is not known."""
@@ -181,10 +192,10 @@ class Analysis:
 
     def fixed(self, value: ir.Value, node: ir.Node | None, why: str) -> Axes | None:
         """Fresh ids for all axes of known size, none of which can be removed."""
-        dims = self.dims(value)
-        if dims is None:
+        sizes = self.sizes(value)
+        if sizes is None:
             return None
-        return tuple(self.locked(dim, node, why) if isinstance(dim, int) else None for dim in dims)
+        return tuple(self.locked(size, node, why) if isinstance(size, int) else size for size in sizes)
 
     def locked(self, size: int, node: ir.Node | None, why: str) -> Ids:
         """``size`` fresh ids that cannot be removed."""
@@ -192,34 +203,36 @@ class Analysis:
         self.lock((ids,), node, why)
         return ids
 
-    def position(self, node: ir.Node, output: int, axis: int) -> Ids | None:
-        """Fresh ids that cannot be removed, for an axis that is no channel: None where it is dynamic."""
-        dims = self.dims(node.outputs[output])
-        dim = dims[axis] if dims is not None else None
-        return self.locked(dim, node, "an axis of positions") if isinstance(dim, int) else None
+    def position(self, node: ir.Node, output: int, axis: int) -> Axis:
+        """Fresh ids that cannot be removed, for an axis that is no channel; a symbol where it is dynamic."""
+        sizes = self.sizes(node.outputs[output])
+        size = sizes[axis] if sizes is not None else self.symbol()
+        return self.locked(size, node, "an axis of positions") if isinstance(size, int) else size
 
     def _settled(self, value: ir.Value, node: ir.Node, axes: Axes | None) -> Axes | None:
         """What a rule says of an output, against what is known of its shape: where they differ nothing can be removed."""
-        dims = self.dims(value)
-        if axes is None or (dims is not None and len(dims) != len(axes)):
+        sizes = self.sizes(value)
+        if axes is None or (sizes is not None and len(sizes) != len(axes)):
             self.lock(axes, node, "a shape that its rule does not expect")
             return self.fixed(value, node, "an output whose axes are not known")
-        if dims is None:
+        if sizes is None:
             return axes
         settled = list(axes)
-        for axis, (ids, dim) in enumerate(zip(axes, dims, strict=True)):
-            if isinstance(dim, int) and (ids is None or len(ids) != dim):
+        for axis, (ids, size) in enumerate(zip(axes, sizes, strict=True)):
+            if isinstance(size, int) and (isinstance(ids, Symbol) or len(ids) != size):
                 self.lock((ids,), node, "a size that its rule does not expect")
-                settled[axis] = self.locked(dim, node, "an axis of positions")
+                settled[axis] = self.locked(size, node, "an axis of positions")
+            elif isinstance(ids, Symbol) and isinstance(size, Symbol) and size.named:
+                settled[axis] = size
         return tuple(settled)
 
     # ----------------------------------------------------------------------------------------------------- facts about ids
 
-    def same(self, a: Ids | None, b: Ids | None, node: ir.Node) -> Ids | None:
-        """Make two axes one and give it back; where the size of one is not known, the other cannot be removed."""
-        if a is None or b is None:
+    def same(self, a: Axis, b: Axis, node: ir.Node) -> Axis:
+        """Make two axes one and give it back; where the size of one is dynamic, the other cannot be removed."""
+        if isinstance(a, Symbol) or isinstance(b, Symbol):
             self.lock((a, b), node, "it meets an axis of dynamic size")
-            return a if b is None else b
+            return b if isinstance(a, Symbol) and not (isinstance(b, Symbol) and a.named) else a
         if len(a) != len(b):
             raise Unknown("sizes that do not fit")
         self.union.same(a, b)
@@ -250,9 +263,9 @@ class Analysis:
         self.product(flat, wide)
         return flat
 
-    def lock(self, axes: Iterable[Ids | None] | None, node: ir.Node | None, why: str) -> None:
+    def lock(self, axes: Iterable[Axis] | None, node: ir.Node | None, why: str) -> None:
         """These cannot be removed, because of ``node``."""
-        given = [ids for ids in axes or () if ids is not None and ids.size]
+        given = [ids for ids in axes or () if not isinstance(ids, Symbol) and ids.size]
         if given:
             self.reasons.append((node, why))
             for ids in given:
@@ -281,20 +294,20 @@ class Analysis:
         """The axis of an input, if that is a weight, makes channels: each of its slices computes one."""
         found = self.weight(node, index, axis)
         ids = self.of(node, index)[axis]
-        if found is not None and ids is not None:
+        if found is not None and not isinstance(ids, Symbol):
             self.giving.append(Role(node, *found, ids))
 
     def takes(self, node: ir.Node, index: int, axis: int) -> None:
         """The axis of an input, if that is a weight, is what channels are multiplied with before they are summed."""
         found = self.weight(node, index, axis)
         ids = self.of(node, index)[axis]
-        if found is not None and ids is not None:
+        if found is not None and not isinstance(ids, Symbol):
             self.taking.append(Role(node, *found, ids))
 
     def summed(self, node: ir.Node, index: int, axis: int) -> None:
         """The axis of an input is summed over."""
         ids = self.of(node, index)[axis]
-        if ids is not None:
+        if not isinstance(ids, Symbol):
             self.sums.append(Sum(node, index, axis, ids))
 
     def contract(self, node: ir.Node, left: tuple[int, int], right: tuple[int, int]) -> None:
@@ -304,7 +317,7 @@ class Analysis:
         for place in weights:
             self.takes(node, *place)
         self.summed(node, *(right if left in weights else left))
-        if not weights and ids is not None:
+        if not weights and not isinstance(ids, Symbol):
             self.paired.append(ids)
 
     # ------------------------------------------------------------------------------------------- numbers that depend on ids
@@ -339,10 +352,10 @@ class Analysis:
             parts = [self.listed(part) for part in producer.inputs if part is not None]
             known = [part for part in parts if part is not None]
             return [number for part in known for number in part] if len(known) == len(parts) else None
-        dims = self.dims(value)
-        if dims is None or len(dims) > 1 or not all(isinstance(dim, int) for dim in dims):
+        sizes = self.sizes(value)
+        if sizes is None or len(sizes) > 1 or any(isinstance(size, Symbol) for size in sizes):
             return None
-        return [None] * math.prod(int(dim or 0) for dim in dims)
+        return [None] * math.prod(size for size in sizes if isinstance(size, int))
 
     def constants(self, node: ir.Node, index: int, name: str = "") -> list[int] | None:
         """The same as plain integers.

@@ -17,7 +17,7 @@ from graphopt.graphs import constant, site
 
 from .analysis import Analysis, Axes, Role
 from .groups import Group, Member, Use
-from .ids import FREE, Ids, UnionFind
+from .ids import FREE, Ids, Symbol, UnionFind
 from .resolve import identify, resolve
 from .rules import RULES
 
@@ -39,7 +39,7 @@ class Channels:
         A value whose rank is not known, or that is not in the model, has no axes: ().
         """
         axes = self.analysis.axes.get(value)
-        return () if axes is None else tuple(None if ids is None else self._same.find(ids) for ids in axes)
+        return () if axes is None else tuple(None if isinstance(ids, Symbol) else self._same.find(ids) for ids in axes)
 
     def groups(self) -> Sequence[Group]:
         """All groups whose channels a weight makes, in the order of the nodes that make them; those that are forbidden too."""
@@ -117,7 +117,7 @@ def _groups(analysis: Analysis, same: UnionFind, units: UnionFind) -> list[Group
     members: list[list[Member]] = [[] for _ in start]
     for value, axes in weight_axes(analysis):
         for axis, ids in enumerate(axes):
-            for one, along in placed(ids) if ids is not None else ():
+            for one, along in () if isinstance(ids, Symbol) else placed(ids):
                 members[one].append(Member(value, axis, along))
 
     channels = np.unique(same.find(np.arange(same.count)))
@@ -166,7 +166,7 @@ def _parts(
     sizes = np.bincount(group)
     whole = [np.arange(size) for size in sizes]
     found: list[dict[bytes, npt.NDArray[np.int64]]] = [{one.tobytes(): one} for one in whole]
-    arrays = {id(ids): ids for axes in analysis.axes.values() for ids in axes or () if ids is not None and len(ids)}
+    arrays = {id(ids): ids for axes in analysis.axes.values() for ids in axes or () if not isinstance(ids, Symbol) and len(ids)}
     for ids in arrays.values():
         places = number[units.find(ids)]
         if (places < 0).any() or (units.why(ids) < FREE).any():

@@ -10,11 +10,29 @@ pointers until nothing moves. Both are a handful of numpy calls, whatever n is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 """Ids along an axis, or of an n-dimensional block of positions."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """The size of a dynamic axis, which has no ids: equal where it is the same size, as far as is known."""
+
+    name: str
+
+    @property
+    def named(self) -> bool:
+        """Whether shape inference has a name for it."""
+        return not self.name.startswith("?")
+
+
+Axis = Ids | Symbol
+"""What is known of the positions of an axis."""
 FREE = np.iinfo(np.int64).max
 """In the place of a reason: nothing forbids these."""
 

@@ -22,6 +22,7 @@ from graphopt.model.weights import Place
 from .analysis import Analysis, Kept
 from .channels import Channels, weight_axes
 from .groups import Group
+from .ids import Symbol
 from .mend import mend
 
 Removal = Mapping[Group, npt.NDArray[np.int64]]
@@ -77,7 +78,7 @@ def _change(group: Group, numbers: npt.NDArray[np.int64]) -> Change:
 
 def _cut_weights(analysis: Analysis, kept: Kept) -> None:
     for value, axes in list(weight_axes(analysis)):
-        stay = [None if ids is None else kept(ids) for ids in axes]
+        stay = [None if isinstance(ids, Symbol) else kept(ids) for ids in axes]
         if all(mask is None or mask.all() for mask in stay):
             continue
         producer = value.producer()
@@ -102,7 +103,7 @@ def _restate_shapes(analysis: Analysis, kept: Kept) -> None:
     for value, axes in analysis.axes.items():
         if axes is None or value.shape is None or len(value.shape) != len(axes) or value.is_initializer():
             continue
-        sizes = [None if ids is None else int(kept(ids).sum()) for ids in axes]
-        if any(size is not None and size != len(ids) for size, ids in zip(sizes, axes, strict=True) if ids is not None):
+        sizes = [None if isinstance(ids, Symbol) else int(kept(ids).sum()) for ids in axes]
+        if any(not isinstance(ids, Symbol) and size != len(ids) for size, ids in zip(sizes, axes, strict=True)):
             dims = [old if size is None else size for size, old in zip(sizes, value.shape, strict=True)]
             value.shape = ir.Shape(dims)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Ids, Symbol
 
 from .elementwise import broadcasted
 from .table import rule
@@ -20,9 +20,9 @@ _SCALE = "it sets the scale of attention"
 _TIME = "positions of a sequence"
 
 
-def _heads(a: Analysis, node: ir.Node, ids: Ids | None, heads: Ids) -> Ids:
+def _heads(a: Analysis, node: ir.Node, ids: Axis, heads: Ids) -> Ids:
     """Ids of d of an axis that is (head, d)."""
-    if ids is None or len(ids) % len(heads):
+    if isinstance(ids, Symbol) or len(ids) % len(heads):
         raise Unknown("a dynamic number of heads")
     inner = a.union.new(len(ids) // len(heads))
     a.product(ids, (heads, inner))
@@ -52,7 +52,7 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     q, k, v = (a.of(node, index) for index in range(3))
     a.lock((q[-2], k[-2], v[-2]), node, _TIME)
     if len(q) == 4:
-        if q[1] is None or k[1] is None or v[1] is None:
+        if isinstance(q[1], Symbol) or isinstance(k[1], Symbol) or isinstance(v[1], Symbol):
             raise Unknown("a dynamic number of heads")
         heads, shared = _grouped(a, node, len(q[1]), len(k[1]))
         for ids, own in ((q[1], heads), (k[1], shared), (v[1], shared)):
@@ -73,7 +73,11 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
             a.same(past[3], inner, node)
             a.lock(past[2:3], node, _TIME)
     _mask(a, node, 3, heads)
-    present: list[Axes] = [(q[0], shared, None, key), (q[0], shared, None, value), (q[0], heads, None, None)]
+    present: list[Axes] = [
+        (q[0], shared, a.symbol(), key),
+        (q[0], shared, a.symbol(), value),
+        (q[0], heads, a.symbol(), a.symbol()),
+    ]
     return [y, *present][: len(node.outputs)]
 
 
@@ -99,10 +103,12 @@ def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     a.lock((query, key), node, _SCALE)
     a.count_attribute(node, "num_heads", heads)
     bias = a.maybe(node, 3)
-    if bias is not None and bias[0] is not None and q[2] is not None and k[2] is not None and v[2] is not None:
-        first, second = len(q[2]), len(q[2]) + len(k[2])
-        for part, ids in ((bias[0][:first], q[2]), (bias[0][first:second], k[2]), (bias[0][second:], v[2])):
-            a.same(part, ids, node)
+    if bias is not None and not isinstance(bias[0], Symbol):
+        first = 0
+        for axis in (q[2], k[2], v[2]):
+            if not isinstance(axis, Symbol):
+                a.same(bias[0][first : first + len(axis)], axis, node)
+                first += len(axis)
     mask = a.maybe(node, 4)
     a.lock(mask, node, _TIME)
     _mask(a, node, 5, heads)
@@ -112,11 +118,11 @@ def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
 @rule("com.microsoft.Attention")
 def fused_attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     """Q, K, V = x W + b with W [c, (3, h, d)] and b [(3, h, d)], then attention: c is contracted, a head goes from all three."""
-    if node.attributes.get("qkv_hidden_sizes") is not None or node.attributes.get_int("do_rotary", 0) or any(node.inputs[4:5]):
+    if node.attributes.get("qkv_hidden_sizes") is not None or node.attributes.get_int("do_rotary", 0) == 1 or any(node.inputs[4:5]):
         raise Unknown("projections of different sizes, or cached keys and values")
     x, w = a.of(node, 0), a.of(node, 1)
     heads = a.union.new(node.attributes.get_int("num_heads", 1))
-    if w[1] is None or len(w[1]) % (3 * len(heads)):
+    if isinstance(w[1], Symbol) or len(w[1]) % (3 * len(heads)):
         raise Unknown("a dynamic number of heads")
     three = a.locked(3, node, "queries, keys and values")
     inner = a.locked(len(w[1]) // (3 * len(heads)), node, _SCALE)
@@ -152,7 +158,7 @@ def group_query(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
             a.lock(past[2:], node, _TIME)
     for index in range(5, len(node.inputs)):
         a.lock(a.maybe(node, index), node, _TIME)
-    present: Axes = (q[0], shared, None, inner[1])
+    present: Axes = (q[0], shared, a.symbol(), inner[1])
     return [(q[0], q[1], _join(a, heads, inner[2])), present, present][: len(node.outputs)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Ids, Symbol
 
 from .table import rule
 
@@ -25,7 +25,7 @@ def conv(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """
     x, w = a.of(node, 0), a.of(node, 1)
     channels, out, inner = x[1], w[0], w[1]
-    if channels is None or out is None or inner is None:
+    if isinstance(channels, Symbol) or isinstance(out, Symbol) or isinstance(inner, Symbol):
         raise Unknown("a dynamic number of channels")
     groups = node.attributes.get_int("group", 1)
     if groups == 1:
@@ -55,7 +55,7 @@ def conv_transpose(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """y[n, m] = sum_c x[n, c] * w[c, m] + b[m]. In G groups, c = (g, i) and m = (g, o): w[(g, i), o]."""
     x, w = a.of(node, 0), a.of(node, 1)
     channels, outer, out = x[1], w[0], w[1]
-    if channels is None or outer is None or out is None:
+    if isinstance(channels, Symbol) or isinstance(outer, Symbol) or isinstance(out, Symbol):
         raise Unknown("a dynamic number of channels")
     groups = node.attributes.get_int("group", 1)
     a.contract(node, (0, 1), (1, 0))
@@ -95,18 +95,18 @@ def pool(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 def resize(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """An axis whose size stays keeps its ids: y[n, c] is x[n, c] resampled. The number among ``sizes`` counts them."""
     x = a.of(node, 0)
-    dims, after = a.dims(node.inputs[0] or node.outputs[0]), a.dims(node.outputs[0])
-    if dims is None or after is None:
+    before, after = a.sizes(node.inputs[0] or node.outputs[0]), a.sizes(node.outputs[0])
+    if before is None or after is None:
         raise Unknown("a shape that is not known")
     chosen = node.attributes.get_ints("axes") or range(len(x))
     sizes = a.numbers(node, 3)
-    result: list[Ids | None] = list(x)
+    result: list[Axis] = list(x)
     for place, axis in enumerate(number % len(x) for number in chosen):
         ids = x[axis]
-        if axis < 2 and ids is not None and dims[axis] == after[axis]:
+        if axis < 2 and not isinstance(ids, Symbol) and before[axis] == after[axis]:
             if sizes:
                 a.count(sizes[place], ids)
-        elif axis >= 2 or ids is not None:
+        elif axis >= 2 or not isinstance(ids, Symbol):
             a.lock((ids,), node, _POSITIONS)
             result[axis] = a.position(node, 0, axis)
     return [tuple(result)]
@@ -117,7 +117,7 @@ def depth_to_space(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """x[n, (b1, b2, c), h, w] -> y[n, c, (h, b1), (w, b2)], or x[n, (c, b1, b2)] in the mode CRD: c goes with all its blocks."""
     x = a.of(node, 0)
     size = node.attributes.get_int("blocksize", 1)
-    if x[1] is None:
+    if isinstance(x[1], Symbol):
         raise Unknown("a dynamic number of channels")
     blocks = a.locked(size * size, node, "the blocks of a position")
     channels = a.union.new(len(x[1]) // (size * size))
@@ -132,7 +132,7 @@ def space_to_depth(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """x[n, c, (h, b1), (w, b2)] -> y[n, (b1, b2, c), h, w]: c goes from all blocks."""
     x = a.of(node, 0)
     size = node.attributes.get_int("blocksize", 1)
-    if x[1] is None:
+    if isinstance(x[1], Symbol):
         raise Unknown("a dynamic number of channels")
     blocks = a.locked(size * size, node, "the blocks of a position")
     a.lock(x[2:], node, _POSITIONS)

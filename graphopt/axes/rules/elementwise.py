@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Symbol
 
 from .table import rule
 
@@ -45,26 +45,26 @@ def broadcasted(a: Analysis, node: ir.Node, operands: Sequence[Axes]) -> Axes:
     An axis of size 1 that meets a longer one is repeated along it: it is not one of its channels, and has to stay.
     """
     rank = max(len(axes) for axes in operands)
-    padded = [(None,) * (rank - len(axes)) + tuple(axes) for axes in operands]
     missing = [rank - len(axes) for axes in operands]
-    result: list[Ids | None] = []
-    for axis in range(rank):
-        result.append(_axis(a, node, [axes[axis] for axes, absent in zip(padded, missing, strict=True) if axis >= absent]))
-    return tuple(result)
+    return tuple(
+        _axis(a, node, [axes[axis - absent] for axes, absent in zip(operands, missing, strict=True) if axis >= absent])
+        for axis in range(rank)
+    )
 
 
-def _axis(a: Analysis, node: ir.Node, operands: Sequence[Ids | None]) -> Ids | None:
-    distinct = [*{id(ids): ids for ids in operands}.values()]
-    known = [ids for ids in distinct if ids is not None]
+def _axis(a: Analysis, node: ir.Node, operands: Sequence[Axis]) -> Axis:
+    """A dynamic size that has a name stands for one that has none: which of them is 1, if any, is only known in a run."""
+    dynamic = sorted({ids for ids in operands if isinstance(ids, Symbol)}, key=lambda symbol: not symbol.named)
+    known = [*{id(ids): ids for ids in operands if not isinstance(ids, Symbol)}.values()]
     wide = [ids for ids in known if len(ids) != 1]
     if not wide:
         for other in known[1:]:
             a.same(known[0], other, node)
-        return known[0] if len(known) == len(distinct) else None
+        return dynamic[0] if dynamic else known[0]
     if any(len(ids) != len(wide[0]) for ids in wide):
         raise Unknown("sizes that do not fit")
     a.lock([ids for ids in known if len(ids) == 1], node, "it is repeated along a longer axis")
-    if len(known) < len(distinct):
+    if dynamic:
         a.lock(wide, node, "it meets an axis of dynamic size")
     for other in wide[1:]:
         a.same(wide[0], other, node)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Symbol
 
 from .elementwise import broadcasted
 from .table import rule
@@ -68,15 +68,14 @@ def einsum(a: Analysis, node: ir.Node) -> Sequence[Axes]:
             raise Unknown("an equation that does not fit its operands")
         for axis, letter in enumerate(term):
             places.setdefault(letter, []).append((index, axis))
-    ids: dict[str, Ids | None] = {}
+    ids: dict[str, Axis] = {}
     for letter, found in places.items():
         axes = [a.of(node, index)[axis] for index, axis in found]
-        if len({None if axis is None else len(axis) for axis in axes}) > 1:
+        if len({0 if isinstance(axis, Symbol) else len(axis) for axis in axes}) > 1:
             raise Unknown("axes of different sizes under one letter")
         ids[letter] = axes[0]
         for other in axes[1:]:
-            if other is not None and axes[0] is not None:
-                a.same(axes[0], other, node)
+            a.same(axes[0], other, node)
         if letter in result:
             if len(found) == 1:
                 a.gives(node, *found[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Symbol
 
 from .elementwise import broadcasted
 from .table import rule
@@ -47,7 +47,7 @@ def group_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     axis = len(x) - 1 if channels_last else 1
     name = "groups" if node.domain else "num_groups"
     groups, channels = node.attributes.get_int(name, 1), x[axis]
-    if channels is None:
+    if isinstance(channels, Symbol):
         raise Unknown("a dynamic number of channels")
     group = a.union.new(groups)
     inner = a.locked(len(channels) // groups, node, _MIXED)
@@ -56,7 +56,11 @@ def group_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     a.lock([ids for place, ids in enumerate(x) if place > 0 and place != axis], node, _MIXED)
     for index in (1, 2):
         parameter = a.of(node, index)[0]
-        a.same(parameter, group if parameter is not None and len(parameter) == groups != len(channels) else channels, node)
+        a.same(
+            parameter,
+            group if not isinstance(parameter, Symbol) and len(parameter) == groups != len(channels) else channels,
+            node,
+        )
     return [x]
 
 
@@ -107,6 +111,5 @@ def lp_norm(a: Analysis, node: ir.Node) -> Sequence[Axes]:
         axes = (node.attributes.get_int("axis", -1),)
     elif node.op_type == "MeanVarianceNormalization":
         axes = node.attributes.get_ints("axes") or (0, 2, 3)
-    mixed: list[Ids | None] = [x[axis] for axis in axes]
-    a.lock(mixed, node, _MIXED)
+    a.lock([x[axis] for axis in axes], node, _MIXED)
     return [x]

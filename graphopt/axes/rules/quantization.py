@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
+from graphopt.axes.ids import Symbol
 
 from .matmul import matmul
 from .table import rule
@@ -24,7 +25,7 @@ def quantize(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     x = a.of(node, 0)
     for index in (1, 2):
         parameter = a.maybe(node, index)
-        if parameter is None or all(ids is not None and len(ids) == 1 for ids in parameter):
+        if parameter is None or all(not isinstance(ids, Symbol) and len(ids) == 1 for ids in parameter):
             continue
         axis = node.attributes.get_int("axis", 1) % len(x)
         if len(parameter) == 1:
@@ -40,12 +41,12 @@ def quantize(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 
 @rule("MatMulInteger")
-def matmul_integer(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+def matmul_integer(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     """As MatMul; a zero point of B may have an element per column."""
     y = matmul(a, node)
     for index, operand, axis in ((2, 0, -2), (3, 1, -1)):
         zero_point = a.maybe(node, index)
-        if zero_point and zero_point[-1] is not None and len(zero_point[-1]) > 1:
+        if zero_point and not isinstance(zero_point[-1], Symbol) and len(zero_point[-1]) > 1:
             a.same(a.of(node, operand)[axis], zero_point[-1], node)
     return y
 

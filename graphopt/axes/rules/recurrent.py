@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
+from graphopt.axes.ids import Symbol
 
 from .table import rule
 
@@ -26,7 +27,7 @@ def recurrent(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     gates, layout = _GATES[node.op_type], node.attributes.get_int("layout", 0)
     w, r, x = a.of(node, 1), a.of(node, 2), a.of(node, 0)
     hidden = r[2]
-    if hidden is None:
+    if isinstance(hidden, Symbol):
         raise Unknown("a dynamic number of units")
     a.contract(node, (0, 2), (1, 2))
     a.takes(node, 2, 2)

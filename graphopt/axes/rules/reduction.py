@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis
 
 from .table import rule
 
@@ -52,7 +52,7 @@ def top_k(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     x = a.of(node, 0)
     axis = node.attributes.get_int("axis", -1) % len(x)
     a.lock((x[axis],), node, "it is taken over all of these")
-    result: list[Ids | None] = list(x)
+    result: list[Axis] = list(x)
     result[axis] = a.position(node, 0, axis)
     return [tuple(result), tuple(result)]
 

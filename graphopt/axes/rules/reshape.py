@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Entry, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Symbol
 
 from .table import rule
 
-_Dim = int | str
-"""A size, or a symbol that is only equal to itself."""
+_Size = int | Symbol
 
 
 @rule("Transpose")
@@ -29,10 +28,10 @@ def squeeze(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """Y is x without its axes of size 1 (those in ``axes``)."""
     x = a.of(node, 0)
     axes = a.constants(node, 1, "axes")
-    dims = a.dims(node.inputs[0] or node.outputs[0]) or ()
-    if axes is None and any(not isinstance(dim, int) for dim in dims):
+    sizes = a.sizes(node.inputs[0] or node.outputs[0]) or ()
+    if axes is None and any(isinstance(size, Symbol) for size in sizes):
         raise Unknown("axes of dynamic size")
-    gone = {axis for axis, dim in enumerate(dims) if dim == 1} if axes is None else {axis % len(x) for axis in axes}
+    gone = {axis for axis, size in enumerate(sizes) if size == 1} if axes is None else {axis % len(x) for axis in axes}
     return [tuple(ids for axis, ids in enumerate(x) if axis not in gone)]
 
 
@@ -55,12 +54,12 @@ def flatten(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     return [(_flat(a, node, x[:axis]), _flat(a, node, x[axis:]))]
 
 
-def _flat(a: Analysis, node: ir.Node, axes: Axes) -> Ids | None:
-    known = [ids for ids in axes if ids is not None]
+def _flat(a: Analysis, node: ir.Node, axes: Axes) -> Axis:
+    known = [ids for ids in axes if not isinstance(ids, Symbol)]
     if len(known) == len(axes):
         return a.merged(known, node)
     a.lock([ids for ids in known if len(ids) > 1], node, "it is merged with an axis of dynamic size")
-    return None
+    return a.symbol()
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def reshape(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     entries = a.numbers(node, 1, "shape")
     if entries is None:
         raise Unknown("a shape that is not known")
-    before = _dims(a, node.inputs[0], len(x), "x")
-    after = _dims(a, node.outputs[0], len(entries), "y")
+    before = _sizes(a, node.inputs[0], len(x))
+    after = _sizes(a, node.outputs[0], len(entries))
     copies = not node.attributes.get_int("allowzero", 0)
     for axis, entry in enumerate(entries):
         if entry.number is not None and entry.number > 0:
@@ -93,22 +92,17 @@ def reshape(a: Analysis, node: ir.Node) -> Sequence[Axes]:
             after[axis] = before[axis]
     if 0 in before or 0 in after:
         raise Unknown("an empty tensor")
-    y: list[Ids | None] = [None] * len(after)
-    for block in _blocks(before, after):
-        for axis, ids in zip(block.after, _reshaped(a, node, x, after, block), strict=True):
-            y[axis] = ids
+    y = [ids for block in _blocks(before, after) for ids in _reshaped(a, node, x, after, block)]
     _counted(a, node, x, y, entries)
     return [tuple(y)]
 
 
-def _dims(a: Analysis, value: ir.Value | None, rank: int, prefix: str) -> list[_Dim]:
-    dims = a.dims(value) if value is not None else None
-    if dims is None or len(dims) != rank:
-        dims = (None,) * rank
-    return [f"{prefix}{axis}" if dim is None else dim for axis, dim in enumerate(dims)]
+def _sizes(a: Analysis, value: ir.Value | None, rank: int) -> list[_Size]:
+    sizes = a.sizes(value) if value is not None else None
+    return [*sizes] if sizes is not None and len(sizes) == rank else [a.symbol() for _ in range(rank)]
 
 
-def _blocks(before: Sequence[_Dim], after: Sequence[_Dim]) -> list[_Block]:
+def _blocks(before: list[_Size], after: list[_Size]) -> list[_Block]:
     """The smallest blocks, found from the front as far as sizes are known, then from the back; what is between is not exact."""
     front = _aligned(before, after)
     i, j = (front[-1].before.stop, front[-1].after.stop) if front else (0, 0)
@@ -119,11 +113,25 @@ def _blocks(before: Sequence[_Dim], after: Sequence[_Dim]) -> list[_Block]:
         for block in back
     ]
     p, q = (turned[-1].before.start, turned[-1].after.start) if turned else (m, n)
-    rest = [_Block(range(i, p), range(j, q), exact=False)] if i < p or j < q else []
-    return [*front, *rest, *turned[::-1]]
+    if i == p and j == q:
+        return [*front, *turned[::-1]]
+    if _only_unknown(before[i:p], after, range(j, q)):
+        return _blocks(before, after)
+    return [*front, _Block(range(i, p), range(j, q), exact=False), *turned[::-1]]
 
 
-def _aligned(before: Sequence[_Dim], after: Sequence[_Dim]) -> list[_Block]:
+def _only_unknown(before: list[_Size], after: list[_Size], rest: range) -> bool:
+    """Find out the one size of y that is not known, if all others that it stands against are; it is written into ``after``."""
+    unknown = [axis for axis in rest if isinstance(after[axis], Symbol)]
+    total = math.prod(size for size in before if isinstance(size, int))
+    others = math.prod(size for axis in rest if isinstance(size := after[axis], int))
+    if len(unknown) != 1 or any(isinstance(size, Symbol) for size in before) or total % others:
+        return False
+    after[unknown[0]] = total // others
+    return True
+
+
+def _aligned(before: Sequence[_Size], after: Sequence[_Size]) -> list[_Block]:
     blocks: list[_Block] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -141,28 +149,30 @@ def _aligned(before: Sequence[_Dim], after: Sequence[_Dim]) -> list[_Block]:
                 if not isinstance(left, int) or not isinstance(right, int):
                     return blocks
                 if left < right and i < len(before):
-                    factor = before[i]
-                    left, i = (left * factor if isinstance(factor, int) else factor), i + 1
+                    left, i = _times(left, before[i]), i + 1
                 elif right < left and j < len(after):
-                    factor = after[j]
-                    right, j = (right * factor if isinstance(factor, int) else factor), j + 1
+                    right, j = _times(right, after[j]), j + 1
                 else:
                     return blocks
         blocks.append(_Block(range(start_i, i), range(start_j, j)))
     return blocks
 
 
-def _reshaped(a: Analysis, node: ir.Node, x: Axes, after: Sequence[_Dim], block: _Block) -> list[Ids | None]:
+def _times(size: int, factor: _Size) -> _Size:
+    return size * factor if isinstance(factor, int) else factor
+
+
+def _reshaped(a: Analysis, node: ir.Node, x: Axes, after: Sequence[_Size], block: _Block) -> Sequence[Axis]:
     """Ids of the axes of y in a block."""
     ids = [x[axis] for axis in block.before]
     sizes = [after[axis] for axis in block.after]
-    known = [one for one in ids if one is not None]
+    known = [one for one in ids if not isinstance(one, Symbol)]
     if not block.exact or len(known) < len(ids):
         if len(ids) == len(sizes) == 1 and block.exact:
-            return [None]
+            return ids
         a.lock(known, node, "it is merged with an axis of dynamic size")
         return [
-            a.locked(size, node, "it is split from an axis of dynamic size") if isinstance(size, int) else None
+            a.locked(size, node, "it is split from an axis of dynamic size") if isinstance(size, int) else size
             for size in sizes
         ]
     if not sizes:
@@ -173,14 +183,14 @@ def _reshaped(a: Analysis, node: ir.Node, x: Axes, after: Sequence[_Dim], block:
         return [
             flat if size == math.prod(wide) and size != 1 else flat if len(sizes) == 1 else a.union.new(1) for size in sizes
         ]
-    parts = [a.union.new(int(size)) for size in sizes]
+    parts = [a.union.new(size) for size in sizes if isinstance(size, int)]
     a.product(flat, parts)
     return [*parts]
 
 
-def _counted(a: Analysis, node: ir.Node, x: Axes, y: Sequence[Ids | None], entries: Sequence[Entry]) -> None:
+def _counted(a: Analysis, node: ir.Node, x: Axes, y: Sequence[Axis], entries: Sequence[Entry]) -> None:
     for axis, (ids, entry) in enumerate(zip(y, entries, strict=True)):
-        if ids is None or len(ids) == 1 or entry.number == -1:
+        if isinstance(ids, Symbol) or len(ids) == 1 or entry.number == -1:
             continue
         if entry.number == 0:
             if x[axis] is not ids:
@@ -198,31 +208,33 @@ def expand(a: Analysis, node: ir.Node) -> Sequence[Axes]:
         raise Unknown("a shape that is not known")
     rank = max(len(x), len(entries))
     ahead = rank - len(x)
-    after = a.dims(node.outputs[0]) or (None,) * rank
-    y: list[Ids | None] = []
+    after = a.sizes(node.outputs[0]) or tuple(a.symbol() for _ in range(rank))
+    y: list[Axis] = []
     for axis in range(rank):
         ids = x[axis - ahead] if axis >= ahead else None
         place = axis - (rank - len(entries))
-        entry = entries[place] if place >= 0 else None
-        size = after[axis]
-        if entry is not None and entry.number is not None and entry.number > 1:
-            size = entry.number
-        if ids is not None and len(ids) > 1:
-            if entry is not None and entry.number != 1:
-                a.count(entry, ids)
-            y.append(ids)
-        elif entry is None or (entry.number == 1 and axis >= ahead):
-            y.append(ids)
-        elif not isinstance(size, int) or (ids is None and axis >= ahead):
-            a.lock((ids,), node, "it meets an axis of dynamic size")
-            y.append(None)
-        else:
-            a.lock((ids,), node, "it is repeated along a longer axis")
-            repeats = a.union.new(size)
-            if size > 1:
-                a.count(entry, repeats)
-            y.append(repeats)
+        y.append(_expanded(a, node, ids, entries[place] if place >= 0 else None, after[axis]))
     return [tuple(y)]
+
+
+def _expanded(a: Analysis, node: ir.Node, ids: Axis | None, entry: Entry | None, size: _Size) -> Axis:
+    """One axis: ``ids`` is None where x has fewer axes, ``entry`` where the shape has."""
+    if ids is not None and (entry is None or entry.number == 1):
+        return ids
+    assert entry is not None
+    if isinstance(ids, Symbol):
+        return a.locked(size, node, "it meets an axis of dynamic size") if isinstance(size, int) else size
+    if ids is not None and len(ids) > 1:
+        a.count(entry, ids)
+        return ids
+    a.lock(() if ids is None else (ids,), node, "it is repeated along a longer axis")
+    if entry.number is not None:
+        size = entry.number
+    if isinstance(size, Symbol):
+        return size
+    repeats = a.union.new(size)
+    a.count(entry, repeats)
+    return repeats
 
 
 @rule("Tile")
@@ -232,11 +244,11 @@ def tile(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     entries = a.numbers(node, 1)
     if entries is None or len(entries) != len(x):
         raise Unknown("repeats that are not known")
-    y: list[Ids | None] = []
+    y: list[Axis] = []
     for axis, (ids, entry) in enumerate(zip(x, entries, strict=True)):
         if entry.number == 1:
             y.append(ids)
-        elif entry.number is None or ids is None:
+        elif entry.number is None or isinstance(ids, Symbol):
             a.lock((ids,), node, "it is repeated a dynamic number of times")
             y.append(a.position(node, 0, axis))
         else:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Entry, Kept, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis, Ids, Symbol
 from graphopt.graphs import constant
 
 from .table import rule
@@ -23,19 +23,20 @@ def concat(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     operands = [a.of(node, index) for index in range(len(node.inputs))]
     rank = len(operands[0])
     along = node.attributes.get_int("axis", 1) % rank
-    result: list[Ids | None] = []
+    result: list[Axis] = []
     for axis in range(rank):
         parts = [operand[axis] for operand in operands]
-        known = [part for part in parts if part is not None]
+        known = [part for part in parts if not isinstance(part, Symbol)]
         if axis != along:
+            one = parts[0]
             for other in parts[1:]:
-                a.same(parts[0], other, node)
-            result.append(next(iter(known), None))
+                one = a.same(one, other, node)
+            result.append(one)
         elif len(known) == len(parts):
             result.append(np.concatenate(known) if len(known) > 1 else known[0])
         else:
             a.lock(known, node, "it is joined with an axis of dynamic size")
-            result.append(None)
+            result.append(a.symbol())
     return [tuple(result)]
 
 
@@ -45,7 +46,7 @@ def split(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     x = a.of(node, 0)
     axis = node.attributes.get_int("axis", 0) % len(x)
     ids, parts = x[axis], len(node.outputs)
-    if ids is None:
+    if isinstance(ids, Symbol):
         raise Unknown("parts of an axis of dynamic size")
     sizes = a.constants(node, 1, "split")
     if sizes is None:
@@ -69,15 +70,15 @@ def slice_(a: Analysis, node: ir.Node) -> Sequence[Axes]:
         raise Unknown("a slice without bounds")
     axes = a.constants(node, 3, "axes") or list(range(len(starts)))
     steps = a.constants(node, 4) or [1] * len(starts)
-    y: list[Ids | None] = list(x)
+    y: list[Axis] = list(x)
     for start, end, axis, step in zip(starts, ends, (number % len(x) for number in axes), steps, strict=True):
         y[axis] = _cut(a, node, x[axis], (start, end, step), axis)
     return [tuple(y)]
 
 
-def _cut(a: Analysis, node: ir.Node, ids: Ids | None, bounds: tuple[Entry, Entry, int], axis: int) -> Ids | None:
+def _cut(a: Analysis, node: ir.Node, ids: Axis, bounds: tuple[Entry, Entry, int], axis: int) -> Axis:
     start, end, step = bounds
-    if ids is None:
+    if isinstance(ids, Symbol):
         return a.position(node, 0, axis)
     if start.number is None or end.number is None or step not in {1, -1}:
         a.lock((ids,), node, _DYNAMIC if step in {1, -1} else "every so many of these are taken")
@@ -107,7 +108,7 @@ def gather(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     for other in range(len(x)):
         if other != axis:
             a.gives(node, 0, other)
-    if ids is None or tensor is None or len(places) > 1:
+    if isinstance(ids, Symbol) or tensor is None or len(places) > 1:
         a.lock((ids,), node, _DYNAMIC)
         return [(*x[:axis], *places, *x[axis + 1 :])]
     indices = tensor.numpy().astype(np.int64) % len(ids)
@@ -137,13 +138,19 @@ def pad(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     if pads is None or len(pads) != 2 * len(axes):
         raise Unknown("padding that is not known")
     blank = node.attributes.get_string("mode", "constant") == "constant"
-    y: list[Ids | None] = list(x)
+    y: list[Axis] = list(x)
     for place, axis in enumerate(number % len(x) for number in axes):
         begin, end = pads[place], pads[len(axes) + place]
         ids = x[axis]
         if begin.number == end.number == 0:
             continue
-        if ids is None or not blank or begin.number is None or end.number is None or min(begin.number, end.number) < 0:
+        if (
+            isinstance(ids, Symbol)
+            or not blank
+            or begin.number is None
+            or end.number is None
+            or min(begin.number, end.number) < 0
+        ):
             a.lock((ids,), node, "it is padded with itself, cropped, or padded by a computed amount")
             y[axis] = a.position(node, 0, axis)
             continue

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Ids
+from graphopt.axes.ids import Axis
 from graphopt.graphs import constant
 
 from .table import rule
@@ -29,9 +29,9 @@ def shape(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     return [None]
 
 
-def _read(value: ir.Value, axes: list[Ids | None]) -> list[Ids | None]:
+def _read(value: ir.Value, axes: list[Axis]) -> list[Axis]:
     """The axes whose sizes are taken out of a list of them, one by one; all, if it is used otherwise."""
-    read: list[Ids | None] = []
+    read: list[Axis] = []
     for node, index in value.uses():
         indices = constant(node.inputs[1]) if node.op_type == "Gather" and index == 0 else None
         if indices is None:
@@ -44,14 +44,16 @@ def _read(value: ir.Value, axes: list[Ids | None]) -> list[Ids | None]:
 def constant_of_shape(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """Y [n1, n2, ...] of one number: fresh ids; the list of sizes counts them."""
     entries = a.numbers(node, 0)
-    after = a.dims(node.outputs[0])
+    after = a.sizes(node.outputs[0])
     if entries is None:
         raise Unknown("a shape that is not known")
-    result: list[Ids | None] = []
+    result: list[Axis] = []
     for axis, entry in enumerate(entries):
         size = entry.number if entry.number is not None else after[axis] if after is not None else None
-        ids = a.union.new(size) if isinstance(size, int) else None
-        if ids is not None:
-            a.count(entry, ids)
+        if not isinstance(size, int):
+            result.append(size or a.symbol())
+            continue
+        ids = a.union.new(size)
+        a.count(entry, ids)
         result.append(ids)
     return [tuple(result)]
