@@ -118,7 +118,11 @@ def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
 @rule("com.microsoft.Attention")
 def fused_attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     """Q, K, V = x W + b with W [c, (3, h, d)] and b [(3, h, d)], then attention: c is contracted, a head goes from all three."""
-    if node.attributes.get("qkv_hidden_sizes") is not None or node.attributes.get_int("do_rotary", 0) == 1 or any(node.inputs[4:5]):
+    if (
+        node.attributes.get("qkv_hidden_sizes") is not None
+        or node.attributes.get_int("do_rotary", 0) == 1
+        or any(node.inputs[4:5])
+    ):
         raise Unknown("projections of different sizes, or cached keys and values")
     x, w = a.of(node, 0), a.of(node, 1)
     heads = a.union.new(node.attributes.get_int("num_heads", 1))

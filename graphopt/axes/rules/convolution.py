@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
 from graphopt.axes.ids import Axis, Ids, Symbol
+from graphopt.graphs import constant
 
 from .table import rule
 
@@ -79,16 +80,31 @@ def _positions(a: Analysis, node: ir.Node, x: Axes, w: Axes, out: Ids) -> Axes:
     return (x[0], out, *(a.position(node, 0, axis) for axis in range(2, len(x))))
 
 
-@rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool", "Upsample")
+@rule("AveragePool", "LpPool", "MaxPool")
 def pool(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """y[n, c] is made of x[n, c] alone; positions are new."""
     x = a.of(node, 0)
     a.lock(x[2:], node, _POSITIONS)
-    if node.op_type == "Upsample":
-        scales = node.attributes.get_floats("scales") or ()
-        if not scales or tuple(scales[:2]) != (1.0, 1.0):
-            raise Unknown("scales that are not constant, or not 1 for the channels")
-    return [(x[0], x[1], *(a.position(node, output, axis) for axis in range(2, len(x)))) for output in range(len(node.outputs))]
+    return [(*x[:2], *(a.position(node, output, axis) for axis in range(2, len(x)))) for output in range(len(node.outputs))]
+
+
+@rule("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool")
+def global_pool(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+    """y[n, c, 1, 1] is made of x[n, c] alone."""
+    x = a.of(node, 0)
+    a.lock(x[2:], node, _POSITIONS)
+    return [(*x[:2], *(a.locked(1, node, _POSITIONS) for _ in x[2:]))]
+
+
+@rule("Upsample")
+def upsample(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+    """y[n, c] is x[n, c] resampled, with ``scales`` of 1 for n and c."""
+    scales, tensor = node.attributes.get_floats("scales") or (), constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if tensor is not None:
+        scales = tensor.numpy().tolist()
+    if tuple(scales[:2]) != (1.0, 1.0):
+        raise Unknown("scales that are not constant, or not 1 for the channels")
+    return pool(a, node)
 
 
 @rule("Resize")
