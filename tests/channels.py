@@ -1,4 +1,4 @@
-"""Networks built node by node, and the one assertion about removal: what is left equals the original with the channels zeroed."""
+"""Networks built node by node, and one assertion about removal: what is left equals the network with the channels zeroed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def assert_removal_is_exact(
     feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
     rtol: float = 1e-5,
 ) -> ir.Model:
-    """Remove units of all groups at random: the file is valid, smaller, runs at two batch sizes, and equals the masked network."""
+    """Remove units of all groups at random: the file is valid, smaller, runs, and equals the masked network."""
     before = parameters(model)
     channels = axes.analyse(model)
     rng = np.random.default_rng(seed)

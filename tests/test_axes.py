@@ -366,72 +366,72 @@ def test_two_thousand_nodes_take_less_than_two_seconds() -> None:
     assert len(groups) > 250
 
 
+def residual(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    y = net.conv(net("Relu", net.norm(net.conv(x, channels, width), width)), width, channels)
+    return net("Relu", net("Add", y, x)), channels
+
+
+def dense(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    return net("Concat", x, net("Tanh", net.conv(x, channels, width)), axis=1), channels + width
+
+
+def shuffle(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    y = net("Reshape", x, net.constant([0, 2, channels // 2, 8, 8]))
+    return net("Reshape", net("Transpose", y, perm=[0, 2, 1, 3, 4]), net.constant([0, channels, 8, 8])), channels
+
+
+def excite(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    gate = net("Relu", net.conv(net("GlobalAveragePool", x), channels, width, kernel=1))
+    return net("Mul", net("Sigmoid", net.conv(gate, width, channels, kernel=1)), x), channels
+
+
+def branch(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    parts = [net.conv(x, channels, width, kernel) for kernel in (1, 3)]
+    pooled = net("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4)
+    return net("Concat", *parts, pooled, axis=1), 2 * width + channels
+
+
+def grouped(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    return net("LeakyRelu", net.conv(x, channels, 2 * width, group=2)), 2 * width
+
+
+def depthwise(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    low, high = net.constant(np.float32(-1)), net.constant(np.float32(6))
+    return net("Clip", net.conv(x, channels, channels, group=channels), low, high), channels
+
+
+def instance(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    y = net("InstanceNormalization", x, net.weight(channels), net.weight(channels))
+    return net("PRelu", y, net.weight(channels, 1, 1)), channels
+
+
+def halves(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    first, second = net.many("Split", 2, x, net.constant([channels // 2] * 2), axis=1)
+    return net("Concat", net.conv(second, channels // 2, channels // 2), first, axis=1), channels
+
+
+def shortcut(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    padded = net("Pad", x, net.constant([0, 1, 0, 0, 0, 1, 0, 0]))
+    return net("Add", net.conv(x, channels, channels + 2), padded), channels + 2
+
+
+def groups(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
+    ones, zeros = net.constant(np.ones(2, np.float32)), net.constant(np.zeros(2, np.float32))
+    y = net("InstanceNormalization", net("Reshape", x, net.constant([0, 2, -1])), ones, zeros)
+    return net("Reshape", y, net.constant([0, channels, 8, 8])), channels
+
+
+BLOCKS = [residual, dense, shuffle, excite, branch, grouped, depthwise, instance, halves, shortcut, groups]
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> ir.Model:
     """Blocks of many kinds, one after the other."""
     net = images(draw(st.integers(0, 99)))
     channels = draw(st.sampled_from([4, 6, 8]))
     x = net.conv("x", 3, channels)
-    kinds = [
-        "residual",
-        "dense",
-        "shuffle",
-        "excite",
-        "branch",
-        "grouped",
-        "depthwise",
-        "norm",
-        "split",
-        "shortcut",
-        "groupnorm",
-    ]
-    for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5)):
-        width = draw(st.sampled_from([2, 4, 6]))
-        match kind:
-            case "residual":
-                y = net.conv(net("Relu", net.norm(net.conv(x, channels, width), width)), width, channels)
-                x = net("Relu", net("Add", y, x))
-            case "dense":
-                x, channels = net("Concat", x, net("Tanh", net.conv(x, channels, width)), axis=1), channels + width
-            case "shuffle":
-                y = net("Reshape", x, net.constant([0, 2, channels // 2, 8, 8]))
-                x = net("Reshape", net("Transpose", y, perm=[0, 2, 1, 3, 4]), net.constant([0, channels, 8, 8]))
-            case "excite":
-                gate = net("Relu", net.conv(net("GlobalAveragePool", x), channels, width, kernel=1))
-                x = net("Mul", net("Sigmoid", net.conv(gate, width, channels, kernel=1)), x)
-            case "branch":
-                parts = [net.conv(x, channels, width, kernel) for kernel in (1, 3)]
-                x, channels = (
-                    net("Concat", *parts, net("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), axis=1),
-                    2 * width + channels,
-                )
-            case "grouped":
-                x, channels = net("LeakyRelu", net.conv(x, channels, 2 * width, group=2)), 2 * width
-            case "depthwise":
-                x = net(
-                    "Clip",
-                    net.conv(x, channels, channels, group=channels),
-                    net.constant(np.float32(-1)),
-                    net.constant(np.float32(6)),
-                )
-            case "norm":
-                x = net(
-                    "PRelu",
-                    net("InstanceNormalization", x, net.weight(channels), net.weight(channels)),
-                    net.weight(channels, 1, 1),
-                )
-            case "split":
-                first, second = net.many("Split", 2, x, net.constant([channels // 2] * 2), axis=1)
-                x = net("Concat", net.conv(second, channels // 2, channels // 2), first, axis=1)
-            case "shortcut":
-                x, channels = (
-                    net("Add", net.conv(x, channels, channels + 2), net("Pad", x, net.constant([0, 1, 0, 0, 0, 1, 0, 0]))),
-                    channels + 2,
-                )
-            case "groupnorm":
-                y = net("Reshape", x, net.constant([0, 2, -1]))
-                y = net("InstanceNormalization", y, net.constant(np.ones(2, np.float32)), net.constant(np.zeros(2, np.float32)))
-                x = net("Reshape", y, net.constant([0, channels, 8, 8]))
+    for block in draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5)):
+        x, channels = block(net, x, channels, draw(st.sampled_from([2, 4, 6])))
     return head(net, x, channels, flat=draw(st.booleans()))
 
 

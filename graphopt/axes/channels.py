@@ -162,7 +162,7 @@ def _parts(
     group: npt.NDArray[np.int64],
     unit: npt.NDArray[np.int64],
 ) -> list[tuple[npt.NDArray[np.int64], ...]]:
-    """For each group the smallest sets of its units that an axis consists of; with others on the axis, one group stands for it."""
+    """For each group the smallest sets of its units that fill an axis. Of several groups on one axis, one answers for it."""
     sizes = np.bincount(group)
     whole = [np.arange(size) for size in sizes]
     found: list[dict[bytes, npt.NDArray[np.int64]]] = [{one.tobytes(): one} for one in whole]

@@ -79,7 +79,12 @@ class Group:
         return self.units[number]
 
     def choose(self, order: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-        """The first ``count`` of ``order`` [<= size], units from least to most wanted, that may go: fewer where a part would be empty."""
+        """The first ``count`` of ``order`` that may go; fewer where a part would be left empty.
+
+        Args:
+            order: Units, the least wanted first; int64 [at most ``size``].
+            count: How many are to go.
+        """
         left = np.array([len(part) for part in self.parts])
         within = np.zeros((len(self.parts), self.size), np.bool_)
         for place, part in enumerate(self.parts):

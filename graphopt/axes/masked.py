@@ -1,5 +1,8 @@
-"""The reference for a removal: the same network, all sizes as they were, with the removed channels multiplied by 0 where they
-are summed. A test compares the two; nothing else needs this.
+"""The reference for a removal: the same network with the removed channels set to zero, all sizes as they were.
+
+    sum over c of w[c] * x[c]   ->   sum over c of w[c] * (x[c] * mask[c])
+
+A test compares the two; nothing else needs this.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """After a removal: the numbers that count what was removed.
 
-    shape of a Reshape, sizes of a Split, places of a Slice, amounts of a Pad, ...      a list in an input, or an older attribute
-    group, num_heads, hidden_size, ...                                                  an attribute
+    shape of a Reshape, sizes of a Split, places of a Slice, amounts of a Pad, ...    a list in an input (once an attribute)
+    group, num_heads, hidden_size, ...                                                an attribute
 
-A list may be shared with nodes that count something else, so each node gets one of its own; a list that is joined of constant and
-computed parts is joined again.
+A list may be shared with nodes that count something else, so each node gets one of its own; a list that is joined of constant
+and computed parts is joined again.
 """
 
 from __future__ import annotations

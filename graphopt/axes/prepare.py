@@ -1,6 +1,6 @@
 """Before the analysis: free the channels of what only looks tied.
 
-    an initializer that is listed as an input   ->  a constant              (a caller may replace it, so it could not be cut)
+    an initializer that is listed as an input   ->  a constant              (a caller may replace it: it could not be cut)
     one vector that several nodes read          ->  one for each of them    (two layers whose biases are all 0 share one tensor)
 
 Neither changes what is computed. A matrix that several nodes read stays one: there the weights are really shared.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import constant, site
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant, site
 from graphopt.shapes import defined
 
 
 def prepare(model: ir.Model) -> list[Change]:
-    """Change a model in place so that more of it can be pruned. Inputs without an initializer stay: they are what a user feeds."""
+    """Change a model in place so that more of it can be pruned. Inputs without an initializer stay: a user feeds them."""
     return [*_frozen(model), *_separated(model)]
 
 
@@ -26,6 +26,7 @@ def _frozen(model: ir.Model) -> list[Change]:
         return []
     for value in listed:
         model.graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version or 0, INITIALIZERS_NEED_NO_INPUT)
     names = ", ".join(repr(value.name) for value in listed[:3]) + (" ..." if len(listed) > 3 else "")
     return [Change("inputs", f"{len(listed)} weights are no inputs any more: {names}", "a pruned weight has another shape")]
 

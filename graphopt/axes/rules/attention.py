@@ -20,7 +20,7 @@ _SCALE = "it sets the scale of attention"
 _TIME = "positions of a sequence"
 
 
-def _heads(a: Analysis, node: ir.Node, ids: Axis, heads: Ids) -> Ids:
+def _heads(a: Analysis, ids: Axis, heads: Ids) -> Ids:
     """Ids of d of an axis that is (head, d)."""
     if isinstance(ids, Symbol) or len(ids) % len(heads):
         raise Unknown("a dynamic number of heads")
@@ -45,9 +45,10 @@ def _join(a: Analysis, heads: Ids, inner: Ids) -> Ids:
 
 @rule("Attention")
 def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """Y = softmax(scale * Q K^T + mask) V per head. Q [n, s, (k, r, d)], K [n, t, (k, d)], V [n, t, (k, e)] -> y [n, s, (k, r, e)].
+    """Per head, y = softmax(scale * Q K^T + mask) V.
 
-    With four axes heads are one: Q [n, (k, r), s, d]. Past and present keys and values have four always.
+    Q [n, s, (k, r, d)], K [n, t, (k, d)], V [n, t, (k, e)]  ->  y [n, s, (k, r, e)]. With four axes heads are one of them:
+    Q [n, (k, r), s, d]. Past and present keys and values have four always.
     """
     q, k, v = (a.of(node, index) for index in range(3))
     a.lock((q[-2], k[-2], v[-2]), node, _TIME)
@@ -61,7 +62,7 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         y: Axes = (q[0], heads, q[2], value)
     else:
         heads, shared = _grouped(a, node, node.attributes.get_int("q_num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
-        query, key, value = _heads(a, node, q[2], heads), _heads(a, node, k[2], shared), _heads(a, node, v[2], shared)
+        query, key, value = _heads(a, q[2], heads), _heads(a, k[2], shared), _heads(a, v[2], shared)
         a.count_attribute(node, "q_num_heads", heads)
         a.count_attribute(node, "kv_num_heads", shared)
         y = (q[0], q[1], _join(a, heads, value))
@@ -73,12 +74,8 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
             a.same(past[3], inner, node)
             a.lock(past[2:3], node, _TIME)
     _mask(a, node, 3, heads)
-    present: list[Axes] = [
-        (q[0], shared, a.symbol(), key),
-        (q[0], shared, a.symbol(), value),
-        (q[0], heads, a.symbol(), a.symbol()),
-    ]
-    return [y, *present][: len(node.outputs)]
+    keys, values = (q[0], shared, a.symbol(), key), (q[0], shared, a.symbol(), value)
+    return [y, keys, values, (q[0], heads, a.symbol(), a.symbol())][: len(node.outputs)]
 
 
 def _mask(a: Analysis, node: ir.Node, index: int, heads: Ids) -> None:
@@ -93,13 +90,13 @@ def _mask(a: Analysis, node: ir.Node, index: int, heads: Ids) -> None:
 
 @rule("com.microsoft.MultiHeadAttention")
 def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """The same with ``num_heads``, Q [n, s, (h, d)], K and V alike, and biases [(3, h, d)] of the three, one after the other."""
+    """The same with ``num_heads``, Q [n, s, (h, d)], K and V alike, and a bias [(3, h, d)] for the three."""
     if any(len(a.of(node, index)) != 3 for index in range(3)) or any(node.inputs[6:8]):
         raise Unknown("packed or cached keys and values")
     q, k, v = (a.of(node, index) for index in range(3))
     a.lock((q[1], k[1], v[1]), node, _TIME)
     heads = a.union.new(node.attributes.get_int("num_heads", 1))
-    query, key, value = (_heads(a, node, axes[2], heads) for axes in (q, k, v))
+    query, key, value = (_heads(a, axes[2], heads) for axes in (q, k, v))
     a.lock((query, key), node, _SCALE)
     a.count_attribute(node, "num_heads", heads)
     bias = a.maybe(node, 3)
@@ -117,7 +114,7 @@ def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
 
 @rule("com.microsoft.Attention")
 def fused_attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
-    """Q, K, V = x W + b with W [c, (3, h, d)] and b [(3, h, d)], then attention: c is contracted, a head goes from all three."""
+    """Q, K, V = x W + b with W [c, (3, h, d)] and b [(3, h, d)]: c is contracted, a head goes from all three."""
     if (
         node.attributes.get("qkv_hidden_sizes") is not None
         or node.attributes.get_int("do_rotary", 0) == 1
@@ -151,7 +148,7 @@ def group_query(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     q, k, v = (a.of(node, index) for index in range(3))
     heads, shared = _grouped(a, node, node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
     a.lock((q[1], k[1], v[1]), node, _TIME)
-    inner = [_heads(a, node, q[2], heads), _heads(a, node, k[2], shared), _heads(a, node, v[2], shared)]
+    inner = [_heads(a, q[2], heads), _heads(a, k[2], shared), _heads(a, v[2], shared)]
     a.lock(inner, node, _SCALE)
     a.count_attribute(node, "num_heads", heads)
     a.count_attribute(node, "kv_num_heads", shared)
@@ -179,6 +176,6 @@ def rotary(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     if not heads:
         raise Unknown("a number of heads that is not given")
     ids = a.union.new(heads)
-    a.lock((x[1], _heads(a, node, x[2], ids)), node, "it is rotated in pairs")
+    a.lock((x[1], _heads(a, x[2], ids)), node, "it is rotated in pairs")
     a.count_attribute(node, "num_heads", ids)
     return [x]

@@ -20,8 +20,8 @@ _POSITIONS = "a neighbourhood of positions"
 def conv(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """y[n, m] = sum_c x[n, c] * w[m, c] + b[m], convolved over positions.
 
-    In G groups, c = (g, i) and m = (g, o):  y[n, (g, o)] = sum_i x[n, (g, i)] * w[(g, o), i].  Both channel axes are products with
-    the same g: either whole groups go, and the attribute ``group`` falls, or the same i in each group and the same o in each.
+    In G groups, c = (g, i) and m = (g, o):  y[n, (g, o)] = sum_i x[n, (g, i)] * w[(g, o), i].  Both channel axes are products
+    with the same g: either whole groups go, and the attribute ``group`` falls, or the same i in each, and the same o in each.
     Depthwise (no choice of i) is the first: the channel goes with its filter.
     """
     x, w = a.of(node, 0), a.of(node, 1)
@@ -97,7 +97,7 @@ def global_pool(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 
 @rule("Upsample")
-def upsample(a: Analysis, node: ir.Node) -> Sequence[Axes]:
+def upsample(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     """y[n, c] is x[n, c] resampled, with ``scales`` of 1 for n and c."""
     scales, tensor = node.attributes.get_floats("scales") or (), constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if tensor is not None:
@@ -130,7 +130,7 @@ def resize(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("DepthToSpace")
 def depth_to_space(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """x[n, (b1, b2, c), h, w] -> y[n, c, (h, b1), (w, b2)], or x[n, (c, b1, b2)] in the mode CRD: c goes with all its blocks."""
+    """x[n, (b1, b2, c), h, w] -> y[n, c, (h, b1), (w, b2)], or x[n, (c, b1, b2)] in mode CRD: c goes with all blocks."""
     x = a.of(node, 0)
     size = node.attributes.get_int("blocksize", 1)
     if isinstance(x[1], Symbol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
-from graphopt.axes.ids import Axis, Symbol
+from graphopt.axes.ids import Axis
 
 from .elementwise import broadcasted
 from .table import rule
@@ -54,25 +54,10 @@ def einsum(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
     A letter of a single operand that is not among the outputs is summed by itself.
     """
-    equation = node.attributes.get_string("equation", "") or ""
-    equation = equation.replace(" ", "")
-    if "." in equation:
-        raise Unknown("an equation with dots")
-    operands, _, result = equation.partition("->")
-    terms = operands.split(",")
-    if "->" not in equation:
-        result = "".join(sorted(letter for letter in set(operands) - {","} if operands.count(letter) == 1))
-    places: dict[str, list[tuple[int, int]]] = {}
-    for index, term in enumerate(terms):
-        if len(term) != len(a.of(node, index)):
-            raise Unknown("an equation that does not fit its operands")
-        for axis, letter in enumerate(term):
-            places.setdefault(letter, []).append((index, axis))
+    places, result = _letters(a, node)
     ids: dict[str, Axis] = {}
     for letter, found in places.items():
         axes = [a.of(node, index)[axis] for index, axis in found]
-        if len({0 if isinstance(axis, Symbol) else len(axis) for axis in axes}) > 1:
-            raise Unknown("axes of different sizes under one letter")
         ids[letter] = axes[0]
         for other in axes[1:]:
             a.same(axes[0], other, node)
@@ -85,3 +70,18 @@ def einsum(a: Analysis, node: ir.Node) -> Sequence[Axes]:
         else:
             a.contract(node, found[0], found[1])
     return [tuple(ids[letter] for letter in result)]
+
+
+def _letters(a: Analysis, node: ir.Node) -> tuple[dict[str, list[tuple[int, int]]], str]:
+    """The (operand, axis) that each letter of an Einsum stands at, and the letters of its output."""
+    equation = (node.attributes.get_string("equation", "") or "").replace(" ", "")
+    operands, arrow, result = equation.partition("->")
+    if not arrow:
+        result = "".join(sorted(letter for letter in set(operands) - {","} if operands.count(letter) == 1))
+    places: dict[str, list[tuple[int, int]]] = {}
+    for index, term in enumerate(operands.split(",")):
+        if "." in term or len(term) != len(a.of(node, index)):
+            raise Unknown("an equation with dots, or one that does not fit its operands")
+        for axis, letter in enumerate(term):
+            places.setdefault(letter, []).append((index, axis))
+    return places, result

@@ -22,7 +22,7 @@ def recurrent(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         x [t, n, I]   W [d, (G, H), I]   R [d, (G, H), H]   B [d, (2, G, H)]   h0, c0 [d, n, H]   P [d, (3, H)]
         Y [t, d, n, H]   Y_h, Y_c [d, n, H]              (layout 1: n before t and d)
 
-    Unit h is the same in all gates, in the recurrence and in both directions (Y has one axis for it); ``hidden_size`` counts it.
+    Unit h is the same in all gates, the recurrence and both directions (Y has one axis for it); ``hidden_size`` counts it.
     """
     gates, layout = _GATES[node.op_type], node.attributes.get_int("layout", 0)
     w, r, x = a.of(node, 1), a.of(node, 2), a.of(node, 0)

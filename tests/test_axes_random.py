@@ -1,0 +1,39 @@
+"""Removal on random valid graphs: what exporters write, mixed without sense (``random_graphs``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import random_graphs
+from channels import assert_removal_is_exact
+
+
+def contracted(proto: onnx.ModelProto) -> ir.Model:
+    """The model with a Conv or MatMul behind each output: its channels are no output's, so they can be removed."""
+    rng = np.random.default_rng(0)
+    outputs = [*proto.graph.output]
+    del proto.graph.output[:]
+    for number, output in enumerate(outputs):
+        dims = output.type.tensor_type.shape.dim
+        shape = (3, dims[1].dim_value, 1, 1) if len(dims) == 4 else (dims[-1].dim_value, 3) if len(dims) > 1 else ()
+        name = output.name
+        if shape:
+            weight = onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), f"end_w{number}")
+            proto.graph.initializer.append(weight)
+            name = f"end{number}"
+            proto.graph.node.append(
+                onnx.helper.make_node("Conv" if len(dims) == 4 else "MatMul", [output.name, weight.name], [name])
+            )
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return ir.from_proto(proto)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(random_graphs.models(), st.sampled_from([0.5, 0.8]), st.integers(0, 9))
+def test_any_graph_without_the_units_equals_it_with_the_units_zeroed(proto: onnx.ModelProto, ratio: float, seed: int) -> None:
+    feeds = [random_graphs.feed(1, flag=True), random_graphs.feed(3, flag=False)]
+    assert_removal_is_exact(contracted(proto), ratio, seed, feeds, rtol=1e-4)
