@@ -1,7 +1,6 @@
 """What the rules fill in, one node at a time in topological order: ids on every axis, and facts about ids.
 
     same        these ids are one channel, element by element (elementwise operators, a weight and what it multiplies)
-    together    these are different channels, but removed together (the four gates of an LSTM's unit)
     product     a merged axis and the axes it is made of: flat[i * n + j] is gone when a[i] or b[j] is (Reshape, grouped Conv)
     lock        these can never be removed, and why
     gives       a weight's axis makes these channels;  ``contract``: these are summed over, and no longer there behind the node
@@ -98,7 +97,6 @@ class Analysis:
         self.axes: dict[ir.Value, Axes | None] = {}
         self.reasons: list[tuple[ir.Node | None, str]] = []
         self.products: list[Product] = []
-        self.ties: list[tuple[Ids, Ids]] = []
         self.giving: list[Role] = []
         self.taking: list[Role] = []
         self.sums: list[Sum] = []
@@ -237,10 +235,6 @@ class Analysis:
             raise Unknown("sizes that do not fit")
         self.union.same(a, b)
         return a
-
-    def together(self, a: Ids, b: Ids) -> None:
-        """Ids that are different channels, but can only be removed with one another."""
-        self.ties.append((a, b))
 
     def product(self, flat: Ids, axes: Sequence[Ids]) -> None:
         """``flat`` is the row-major product of ``axes``."""

@@ -53,7 +53,7 @@ class Group:
     """Parallel units that can be removed independently of one another, as far as ``prunable``."""
 
     name: str
-    """Of the first node whose weight makes the channels."""
+    """Of the first node whose weight makes the channels, and a number where it makes several groups."""
     units: tuple[Ids, ...]
     """Channel ids of each unit, as ``Channels.ids`` has them."""
     producers: tuple[Use, ...]

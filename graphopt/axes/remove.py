@@ -20,7 +20,8 @@ from graphopt.graphs import constant, site
 from graphopt.model.weights import Place
 
 from .analysis import Analysis, Kept
-from .channels import Channels, weight_axes
+from .channels import Channels
+from .grouping import weight_axes
 from .groups import Group
 from .ids import Symbol
 from .mend import mend
@@ -63,8 +64,8 @@ def keeping(channels: Channels, removal: Removal) -> Kept:
         if any(np.isin(part, distinct).all() for part in group.parts):
             raise ValueError(f"{group.name}: with these {len(distinct)} of {group.size} units an axis would be left empty")
         ids = np.concatenate([group.unit(int(number)) for number in distinct])
-        gone[channels.units.find(ids)] = True
-    return lambda ids: ~gone[channels.units.find(ids)]
+        gone[channels.tied.find(ids)] = True
+    return lambda ids: ~gone[channels.tied.find(ids)]
 
 
 def _change(group: Group, numbers: npt.NDArray[np.int64]) -> Change:

@@ -14,12 +14,18 @@ from graphopt.axes.ids import Axis, Symbol
 
 from .table import rule
 
+_UNARY = """
+    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+    HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
+    Softsign Sqrt Swish Tan Tanh ThresholdedRelu com.microsoft.QuickGelu
+"""
+_BROADCAST = """
+    Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
+    PRelu Pow Sub Sum Where Xor com.microsoft.BiasGelu com.microsoft.FastGelu com.microsoft.Gelu
+"""
 
-@rule("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh")
-@rule("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log")
-@rule("Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus")
-@rule("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu")
-@rule("com.microsoft.QuickGelu")
+
+@rule(*_UNARY.split())
 def unary(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """y[..] = f(x[..]): y has x's ids. Further inputs (Clip's bounds) are scalars."""
     return [a.of(node, 0)]
@@ -31,9 +37,7 @@ def dropout(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     return [a.of(node, 0)] * len(node.outputs)
 
 
-@rule("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less")
-@rule("LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor")
-@rule("com.microsoft.BiasGelu", "com.microsoft.FastGelu")
+@rule(*_BROADCAST.split())
 def broadcast(a: Analysis, node: ir.Node) -> Sequence[Axes]:
     """y[.., i, ..] = f(x1[.., i, ..], x2[.., i, ..], ...): the same ids on each axis, counted from the last one."""
     return [broadcasted(a, node, [a.of(node, index) for index, value in enumerate(node.inputs) if value is not None])]
