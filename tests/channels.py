@@ -68,15 +68,14 @@ class Net:
 
 
 def feed(model: ir.Model, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Normal inputs; symbols but the batch are 5."""
+    """Normal inputs; "N" and what leads without being fixed is the batch, other symbols are 5."""
     rng = np.random.default_rng(seed)
-    sizes = {"N": batch}
-    return {
-        value.name or "": rng.standard_normal(
-            [dim if isinstance(dim, int) else sizes.get(dim.value or "", 5) for dim in value.shape or ()]
-        ).astype(np.float32)
-        for value in model.graph.inputs
-    }
+
+    def size(dim: int | ir.SymbolicDim, axis: int) -> int:
+        return dim if isinstance(dim, int) else batch if axis == 0 or dim.value == "N" else 5
+
+    shapes = {value.name or "": [size(dim, axis) for axis, dim in enumerate(value.shape or ())] for value in model.graph.inputs}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def assert_removal_is_exact(

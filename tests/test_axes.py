@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt import axes
-from graphopt.model import parameters
+from graphopt.model import load, parameters
 
 from channels import Net, assert_removal_is_exact, sizes, why
 from helpers import from_text, small_cnn
@@ -352,8 +355,6 @@ def test_untouched_weights_stay_unread() -> None:
 
 
 def test_two_thousand_nodes_take_less_than_two_seconds() -> None:
-    import time
-
     net = images()
     x = net.conv("x", 3, 16, kernel=1)
     while len(net.nodes) < 2000:
@@ -364,6 +365,20 @@ def test_two_thousand_nodes_take_less_than_two_seconds() -> None:
     groups = axes.analyse(model).groups()
     assert time.process_time() - started < 2
     assert len(groups) > 250
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "groups", "allowed"),
+    [("cifar_resnet56", 31, 30), ("mobilenet_v1_025", 15, 14), ("squeezenet1_1", 26, 25), ("nanodet_m", 43, 38)],
+)
+def test_trained_networks_prune_exactly(zoo: Path, name: str, groups: int, allowed: int) -> None:
+    model = load(zoo / "models" / f"{name}.onnx")
+    axes.prepare(model)
+    found = axes.analyse(model).groups()
+    assert (len(found), sum(group.prunable for group in found)) == (groups, allowed)
+    assert len({group.name for group in found}) == groups
+    assert_removal_is_exact(model, ratio=0.25, rtol=1e-4)
 
 
 def residual(net: Net, x: str, channels: int, width: int) -> tuple[str, int]:
