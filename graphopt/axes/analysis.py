@@ -106,6 +106,8 @@ class Analysis:
         self.edits: list[Edit] = []
         self._facts = facts
         self._symbols = 0
+        self._asked: set[int] = set()
+        """Inputs of the node at hand whose ids its rule has asked for; of the others nothing can be removed."""
         self._overridable = (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT
         self.opset = model.opset_imports.get("", 0)
 
@@ -120,19 +122,26 @@ class Analysis:
                 self.walk(subgraph, rules)
                 for result in subgraph.outputs:
                     self.lock(self.axes_of(result), node, "gives it out of a subgraph")
-            name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
-            rule = rules.get(name)
-            try:
-                if rule is None:
-                    raise Unknown("an operator without a rule")
-                outputs = rule(self, node)
-            except Unknown as unknown:
-                outputs = ()
-                for value in node.inputs:
-                    if value is not None:
-                        self.lock(self.axes_of(value), node, str(unknown))
+            outputs = self._ruled(node, rules)
             for place, output in enumerate(node.outputs):
                 self.axes[output] = self._settled(output, node, outputs[place] if place < len(outputs) else None)
+
+    def _ruled(self, node: ir.Node, rules: dict[str, Rule]) -> Sequence[Axes | None]:
+        """What the node's rule says of its outputs. What it does not answer for is locked: inputs it does not ask for, or all."""
+        name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+        outputs: Sequence[Axes | None] = ()
+        rule, why = rules.get(name), "it reads this as a whole"
+        self._asked = set()
+        try:
+            if rule is None:
+                raise Unknown("an operator without a rule")
+            outputs = rule(self, node)
+        except Unknown as unknown:
+            why, self._asked = str(unknown), set()
+        for index, value in enumerate(node.inputs):
+            if value is not None and index not in self._asked:
+                self.lock(self.axes_of(value), node, why)
+        return outputs
 
     def of(self, node: ir.Node, index: int) -> Axes:
         """Ids per axis of a node's input.
@@ -141,6 +150,7 @@ class Analysis:
             Unknown: The input is left out, or its rank is not known.
         """
         value = node.inputs[index] if index < len(node.inputs) else None
+        self._asked.add(index)
         axes = self.axes_of(value) if value is not None else None
         if axes is None:
             raise Unknown("a shape that is not known")

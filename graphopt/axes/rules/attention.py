@@ -17,7 +17,7 @@ from .elementwise import broadcasted
 from .table import rule
 
 _SCALE = "it sets the scale of attention"
-_TIME = "positions of a sequence"
+_TIME = "samples, or positions of a sequence"
 
 
 def _heads(a: Analysis, ids: Axis, heads: Ids) -> Ids:
@@ -51,7 +51,7 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     Q [n, (k, r), s, d]. Past and present keys and values have four always.
     """
     q, k, v = (a.of(node, index) for index in range(3))
-    a.lock((q[-2], k[-2], v[-2]), node, _TIME)
+    a.lock((q[0], k[0], v[0], q[-2], k[-2], v[-2]), node, _TIME)
     if len(q) == 4:
         if isinstance(q[1], Symbol) or isinstance(k[1], Symbol) or isinstance(v[1], Symbol):
             raise Unknown("a dynamic number of heads")
@@ -72,7 +72,7 @@ def attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         if past is not None:
             a.same(past[1], shared, node)
             a.same(past[3], inner, node)
-            a.lock(past[2:3], node, _TIME)
+            a.lock((past[0], past[2]), node, _TIME)
     _mask(a, node, 3, heads)
     keys, values = (q[0], shared, a.symbol(), key), (q[0], shared, a.symbol(), value)
     return [y, keys, values, (q[0], heads, a.symbol(), a.symbol())][: len(node.outputs)]
@@ -83,7 +83,7 @@ def _mask(a: Analysis, node: ir.Node, index: int, heads: Ids) -> None:
     mask = a.maybe(node, index)
     if mask is not None and len(mask) == 4:
         broadcasted(a, node, [(heads,), mask[1:2]])
-        a.lock(mask[2:], node, _TIME)
+        a.lock((mask[0], *mask[2:]), node, _TIME)
     elif mask is not None:
         a.lock(mask, node, _TIME)
 
@@ -94,7 +94,7 @@ def multi_head(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     if any(len(a.of(node, index)) != 3 for index in range(3)) or any(node.inputs[6:8]):
         raise Unknown("packed or cached keys and values")
     q, k, v = (a.of(node, index) for index in range(3))
-    a.lock((q[1], k[1], v[1]), node, _TIME)
+    a.lock((*q[:2], *k[:2], *v[:2]), node, _TIME)
     heads = a.union.new(node.attributes.get_int("num_heads", 1))
     query, key, value = (_heads(a, axes[2], heads) for axes in (q, k, v))
     a.lock((query, key), node, _SCALE)
@@ -134,7 +134,7 @@ def fused_attention(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     bias = a.maybe(node, 2)
     if bias is not None:
         a.same(bias[0], w[1], node)
-    a.lock(x[1:2], node, _TIME)
+    a.lock(x[:2], node, _TIME)
     a.lock(a.maybe(node, 3), node, _TIME)
     _mask(a, node, 5, heads)
     return [(x[0], x[1], _join(a, heads, inner))]
@@ -147,7 +147,7 @@ def group_query(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         raise Unknown("packed queries, keys and values")
     q, k, v = (a.of(node, index) for index in range(3))
     heads, shared = _grouped(a, node, node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0))
-    a.lock((q[1], k[1], v[1]), node, _TIME)
+    a.lock((*q[:2], *k[:2], *v[:2]), node, _TIME)
     inner = [_heads(a, q[2], heads), _heads(a, k[2], shared), _heads(a, v[2], shared)]
     a.lock(inner, node, _SCALE)
     a.count_attribute(node, "num_heads", heads)
@@ -156,7 +156,7 @@ def group_query(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         past = a.maybe(node, index)
         if past is not None:
             a.same(past[1], shared, node)
-            a.lock(past[2:], node, _TIME)
+            a.lock((past[0], *past[2:]), node, _TIME)
     for index in range(5, len(node.inputs)):
         a.lock(a.maybe(node, index), node, _TIME)
     present: Axes = (q[0], shared, a.symbol(), inner[1])
@@ -171,11 +171,11 @@ def rotary(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
     for index in range(1, len(node.inputs)):
         a.lock(a.maybe(node, index), node, _TIME)
     if len(x) == 4:
-        a.lock(x[2:], node, "it is rotated in pairs")
+        a.lock((x[0], *x[2:]), node, "it is rotated in pairs")
         return [x]
     if not heads:
         raise Unknown("a number of heads that is not given")
     ids = a.union.new(heads)
-    a.lock((x[1], _heads(a, x[2], ids)), node, "it is rotated in pairs")
+    a.lock((*x[:2], _heads(a, x[2], ids)), node, "it is rotated in pairs")
     a.count_attribute(node, "num_heads", ids)
     return [x]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.axes.analysis import Analysis, Axes, Unknown
 from graphopt.axes.ids import Axis, Symbol
+from graphopt.graphs import constant
 
 from .table import rule
 
@@ -33,7 +34,11 @@ def unary(a: Analysis, node: ir.Node) -> Sequence[Axes]:
 
 @rule("Dropout")
 def dropout(a: Analysis, node: ir.Node) -> Sequence[Axes]:
-    """In inference y = x, and the mask has the same axes."""
+    """In inference y = x, and the mask has the same axes; in training what is dropped is drawn anew."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        training = constant(node.inputs[2])
+        if training is None or training.numpy().any():
+            raise Unknown("it may be in training")
     return [a.of(node, 0)] * len(node.outputs)
 
 

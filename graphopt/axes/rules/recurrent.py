@@ -12,6 +12,7 @@ from graphopt.axes.ids import Symbol
 
 from .table import rule
 
+_TIME = "samples, time or direction"
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
@@ -36,15 +37,16 @@ def recurrent(a: Analysis, node: ir.Node) -> Sequence[Axes | None]:
         stacked = a.maybe(node, index)
         if stacked is not None:
             a.same(stacked[1], np.tile(hidden, copies), node)
+            a.lock(stacked[:1], node, _TIME)
     a.gives(node, 1, 1)
     directions = w[0]
-    a.lock((directions, x[0 if layout == 0 else 1]), node, "time and direction")
+    a.lock((directions, *x[:2]), node, _TIME)
     state: Axes = (directions, x[1], hidden) if layout == 0 else (x[0], directions, hidden)
     for index in (5, 6):
         initial = a.maybe(node, index)
         if initial is not None:
             a.same(initial[2], hidden, node)
-            a.lock(initial[:2], node, "time and direction")
+            a.lock(initial[:2], node, _TIME)
     a.count_attribute(node, "hidden_size", hidden)
     whole: Axes = (x[0], directions, x[1], hidden) if layout == 0 else (x[0], x[1], directions, hidden)
     return [whole, state, state][: len(node.outputs)]
