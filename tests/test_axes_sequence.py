@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -144,10 +145,24 @@ def test_contrib_attention_loses_heads() -> None:
     assert_removal_is_exact(model)
 
 
-@pytest.mark.parametrize("layout", [0])
+def test_grouped_query_attention_with_its_cache_loses_key_value_heads() -> None:
+    net = Net(x=[2, 3, WIDTH])
+    q, k, v = (net("MatMul", "x", net.weight(WIDTH, heads * 8)) for heads in (4, 2, 2))
+    lengths, total = net.constant(np.float32(0)), net.constant(np.float32(0))
+    net.weights[-2:] = [
+        onnx.numpy_helper.from_array(np.array([2, 2], np.int32), lengths),
+        onnx.numpy_helper.from_array(np.array(3, np.int32), total),
+    ]
+    contrib = {"domain": "com.microsoft", "num_heads": 4, "kv_num_heads": 2}
+    y = net("GroupQueryAttention", q, k, v, "", "", lengths, total, **contrib)
+    model = net.model(net.linear(y, 32, 3))
+    assert sizes(model) == [2]
+    assert_removal_is_exact(model)
+
+
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 @pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
-def test_hidden_units_go_from_all_gates_states_and_directions(operator: str, direction: str, layout: int) -> None:
+def test_hidden_units_go_from_all_gates_states_and_directions(operator: str, direction: str) -> None:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
     d, hidden = (2 if direction == "bidirectional" else 1), 6
     net = Net(x=[5, "N", 4])
@@ -158,7 +173,7 @@ def test_hidden_units_go_from_all_gates_states_and_directions(operator: str, dir
             net.weight(d, gates * hidden, hidden),
             net.weight(d, 2 * gates * hidden),
         ]
-        outputs = net.many(operator, 2, operands, *weights, hidden_size=hidden, direction=direction, layout=layout)
+        outputs = net.many(operator, 2, operands, *weights, hidden_size=hidden, direction=direction)
         merged = net("Transpose", outputs[0], perm=[0, 2, 1, 3])
         operands, features = net("Reshape", merged, net.constant([0, 0, d * hidden])), d * hidden
     state = net("MatMul", outputs[1], net.weight(hidden, 2))

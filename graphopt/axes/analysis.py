@@ -127,7 +127,7 @@ class Analysis:
                 self.axes[output] = self._settled(output, node, outputs[place] if place < len(outputs) else None)
 
     def _ruled(self, node: ir.Node, rules: dict[str, Rule]) -> Sequence[Axes | None]:
-        """What the node's rule says of its outputs. What it does not answer for is locked: inputs it does not ask for, or all."""
+        """What the rule of a node says of its outputs. What it does not answer for is locked."""
         name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
         outputs: Sequence[Axes | None] = ()
         rule, why = rules.get(name), "it reads this as a whole"

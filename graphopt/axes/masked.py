@@ -1,14 +1,12 @@
 """The reference for a removal: the same network with the removed channels set to zero, all sizes as they were.
 
-    sum over c of w[c] * x[c]   ->   sum over c of w[c] * (x[c] where c is kept, else 0)
+    sum over c of w[c] * x[c]   ->   sum over c of w[c] * (x[c] * mask[c])
 
 A test compares the two; nothing else needs this.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from .channels import Channels
@@ -16,7 +14,7 @@ from .remove import Removal, keeping
 
 
 def masked(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """A clone of ``model`` whose every sum over channels skips the removed ones: a Where stands in front of each.
+    """A clone of ``model`` whose every sum over channels skips the removed ones: a mask stands in front of each.
 
     Raises:
         ValueError: A group is not prunable, or all of its units would go.
@@ -36,16 +34,10 @@ def masked(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
         assert isinstance(graph, ir.Graph)
         shape = [-1 if axis == one.axis else 1 for axis in range(len(axes))]
         kind = channels.analysis.dtype(one.node.inputs[one.input] or one.node.outputs[0])
-        keep = _constant(graph, f"keep {number}", mask.reshape(shape), ir.DataType.BOOL)
-        zero = _constant(graph, f"zero {number}", np.zeros((), kind.numpy()), kind)
-        product = ir.node("Where", [keep, operand, zero], name=f"mask {number}")
+        factor = ir.Value(name=f"mask {number}", const_value=ir.tensor(mask.astype(kind.numpy()).reshape(shape), dtype=kind))
+        graph.register_initializer(factor)
+        product = ir.node("Mul", [operand, factor], name=f"mask {number}")
         product.outputs[0].name = f"masked {number}"
         graph.insert_before(node, product)
         node.replace_input_with(one.input, product.outputs[0])
     return copy
-
-
-def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, dtype=dtype, name=name))
-    graph.register_initializer(value)
-    return value
