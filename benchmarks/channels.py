@@ -72,7 +72,7 @@ def main() -> None:
         rows.append((source.stem, found["nodes"], f"{found['cpu_seconds']:.2f}", counts, f"{left:.2f}", equal, why))
     header = ("model", "nodes", "analysis, CPU s", "groups pruned", "parameters left", "max rel", "what forbids the others")
     text = (
-        "*Max rel* is the largest difference of any output between the pruned model and the one with the same channels set to zero, "
+        "*Max rel* is the largest difference of any output between the pruned model and the one with the same channels zeroed, "
         "relative to the output's peak. What forbids a removal is counted by group."
     )
     title = f"What can be removed: {RATIO:.0%} of each group's units"

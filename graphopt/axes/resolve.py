@@ -101,4 +101,4 @@ def _choose(union: UnionFind, product: Product, axes: Sequence[int], chosen: lis
     for other, ids in enumerate(product.axes):
         if other != axis:
             reason = union.why(ids)
-            union.lock(ids[reason == FREE], locked(f"it goes whole, {sizes[axis]} at a time or one by one of {sizes[axis]}"))
+            union.lock(ids[reason == FREE], locked("it is merged with an axis that loses whole slices, so this one stays"))
