@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.graphs import constant, site
+from graphopt.graphs import constant
 
 from .analysis import Analysis, Axes, Role
 from .groups import Group, Member, Units, Use
@@ -62,7 +62,7 @@ def groups(analysis: Analysis, same: UnionFind, tied: UnionFind) -> list[Group]:
         least = int(tied.why(numbers.roots[units]).min())
         result.append(
             Group(
-                name=_name(site(producers[group][0].node), names),
+                name=_name(producers[group][0].site, names),
                 units=tuple(ids[unit] for unit in units),
                 producers=tuple(producers[group]),
                 consumers=tuple(consumers[group]),

@@ -30,6 +30,11 @@ class Use:
     axis: int
     units: Units
 
+    @property
+    def site(self) -> str:
+        """What a user can find the node by."""
+        return site(self.node)
+
     def index(self, unit: int) -> npt.NDArray[np.intp]:
         """Where on the axis the unit is; several places, where it is several channels."""
         return np.flatnonzero(self.units == unit)
@@ -112,7 +117,7 @@ class Group:
 
 
 def _listed(uses: tuple[Use, ...]) -> str:
-    return _short([f"{use.node.op_type} {site(use.node)!r} ({use.value.name} axis {use.axis})" for use in uses])
+    return _short([f"{use.node.op_type} {use.site!r} ({use.value.name} axis {use.axis})" for use in uses])
 
 
 def _short(texts: list[str], limit: int = 6) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import constant, site
+from graphopt.graphs import constant
 from graphopt.model.weights import Place
 
 from .analysis import Analysis, Kept
@@ -33,7 +33,8 @@ Removal = Mapping[Group, npt.NDArray[np.int64]]
 def remove(model: ir.Model, channels: Channels, removal: Removal) -> list[Change]:
     """Remove units from a model in place; ``channels`` is of the model before, and says nothing of it afterwards.
 
-    Inputs and outputs of the model stay as they are.
+    Inputs and outputs of the model stay as they are. Since the analysis weights may have got other numbers, but neither nodes
+    nor shapes may have changed.
 
     Raises:
         ValueError: A group is not prunable, or all of its units would go.
@@ -70,7 +71,7 @@ def keeping(channels: Channels, removal: Removal) -> Kept:
 
 def _change(group: Group, numbers: npt.NDArray[np.int64]) -> Change:
     removed = len(np.unique(numbers))
-    where = ", ".join(dict.fromkeys(site(use.node) for use in group.producers[:4]))
+    where = ", ".join(dict.fromkeys(use.site for use in group.producers[:4]))
     more = f" and {len(group.producers) - 4} more" if len(group.producers) > 4 else ""
     return Change(
         group.name, f"{group.size - removed} of {group.size} units are left", f"they are made together by {where}{more}"
