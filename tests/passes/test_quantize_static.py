@@ -429,3 +429,21 @@ def test_applying_another_plan_observes_nothing_again() -> None:
         rewrite.apply(second, {sites[0]: sites[0].settings[0]}, made)
     ops = [node.op_type for node in second.graph]
     assert ops.count("QuantizeLinear") == 2
+
+
+def test_attention_runs_in_integer_products_around_a_float_softmax() -> None:
+    text = """g (float[N,6,8] x) => (float[N,6,8] y) {
+        q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+        kt = Transpose<perm = [0, 2, 1]>(k)  s = MatMul(q, kt)  p = Softmax(s)
+        c = MatMul(p, v)  o = MatMul(c, wo)  a = Add(o, bo)  y = Add(a, x)
+    }"""
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.standard_normal((8, 8)) / 3).astype(np.float32) for name in ("wq", "wk", "wv", "wo")}
+    proto = network(text, **weights, bo=rng.standard_normal(8).astype(np.float32))
+    x = rng.standard_normal((16, 6, 8)).astype(np.float32)
+    done = quantize(proto, {"x": x})
+    assert [site.op_type for site in done.planned] == ["MatMul"] * 6
+    run = kernels(done.proto, {"x": x[:1]})
+    assert run["QLinearMatMul"] + run["MatMulIntegerToFloat"] + run["QGemm"] == 6
+    assert (run["Softmax"], run["QLinearSoftmax"], run["QLinearAdd"]) == (1, 0, 0)
+    assert sqnr(run_optimized(proto, {"x": x})["y"], run_optimized(done.proto, {"x": x})["y"]) > 30
