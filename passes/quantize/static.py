@@ -89,7 +89,7 @@ class StaticQuantize(LossyPass):
         network = self._analyze(self._frozen(model), context)
         found = [_site(operator) for operator in network.operators.values()]
         declined = [Site(name, node.op_type, (), why=why, nodes=_names([node])) for node, name, why in network.declined]
-        if not found and self.options.required and not any(n.op_type == "DynamicQuantizeLinear" for n in models.nodes(model)):
+        if not found and self.options.required and not _is_dynamic(model):
             raise _nothing(model, network)
         return [*found, *declined]
 
@@ -297,6 +297,11 @@ def _site(operator: Operator) -> Site:
 
 def _names(nodes: Sequence[ir.Node]) -> tuple[str, ...]:
     return tuple(node.name for node in nodes if node.name)
+
+
+def _is_dynamic(model: ir.Model) -> bool:
+    """Whether an earlier pass made integers of the model whose scales are found in each run."""
+    return any(node.op_type.startswith("DynamicQuantize") for node in models.nodes(model))
 
 
 def _nothing(model: ir.Model, network: Network) -> ModelError:
