@@ -173,7 +173,15 @@ def _unweighted(name: str, node: ir.Node) -> Operator:
         raise Declined("an input is constant")
     if any(size != 1 for size in node.attributes.get_ints("dilations", ())):
         raise Declined("it is dilated, which no integer kernel is")
+    if counts_beyond(node):
+        raise Declined("its integer kernel counts what lies beyond the padding")
     return Operator(name, node, activations, constants)
+
+
+def counts_beyond(node: ir.Node) -> bool:
+    """Whether onnxruntime's integer kernel computes another mean: it divides by positions that only ceil_mode adds."""
+    rounds_up, counts = (node.attributes.get_int(name, 0) for name in ("ceil_mode", "count_include_pad"))
+    return node.op_type == "AveragePool" and bool(rounds_up and counts)
 
 
 def _with_added_bias(operator: Operator) -> Operator:

@@ -12,6 +12,7 @@ it comes as floats only integer kernels read DQ. Which values come as integers f
 
 onnxruntime takes DQ -> Conv -> Q for a gap, and quantizes the weight by itself, per tensor: a Conv that was left in floats
 would not stay there. It leaves alone what has a scale for each channel, so such a Conv reads a DQ whose scales are all equal.
+An AveragePool whose integer kernel computes something else is kept from it too.
 
 Names of values and nodes stay, and an output of the model keeps its name and type: there the pair comes before the name.
 """
@@ -28,6 +29,7 @@ from graphopt.contracts import Array
 from graphopt.graphs import constant
 from graphopt.shapes import defined
 
+from . import operators
 from .network import Network
 from .operators import Operator
 from .scheme import Parameters, quantize
@@ -163,6 +165,9 @@ class Placer:
         dequantized = self._pair(value, parameters)
         for node, index in readers:
             node.replace_input_with(index, dequantized)
+        for node, index in readers:
+            if self.network.style.fills_gaps and operators.counts_beyond(node):
+                node.replace_input_with(index, self._opaque(node, dequantized))
         for node, _ in gaps:
             node.replace_input_with(0, self._per_channel(value, node, parameters))
         if len(gaps) == len(readers) and not outputs:
@@ -198,6 +203,12 @@ class Placer:
         if not self.network.style.fills_gaps or index != 0 or node in self.chosen:
             return False
         return node.op_type in WEIGHTED and len(node.inputs) > 1 and constant(node.inputs[1]) is not None
+
+    def _opaque(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """The same value behind a Max of it alone, which no rule of the runtime looks through."""
+        same = ir.Node("", "Max", [value], name=self._new_name(f"{value.name}_max"))
+        self.graph.insert_before(node, same)
+        return self._describe(same, f"{value.name}_same", ir.DataType.FLOAT, value.shape)
 
     def _per_channel(self, value: ir.Value, node: ir.Node, parameters: Parameters) -> ir.Value:
         """DQ of a value with the same scale for each channel that the node reads."""

@@ -140,6 +140,18 @@ def test_a_conv_that_is_left_in_floats_stays_in_floats_between_integer_ones() ->
     assert (run["QuantizeLinear"], run["DequantizeLinear"]) == (2, 2)
 
 
+def test_a_pool_whose_integer_kernel_differs_is_kept_from_it() -> None:
+    text = """g (float[N,4,8,8] x) => (float[N,4,K,L] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)
+        p = AveragePool<kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1, count_include_pad = 1>(a)
+        y = Conv(p, w2)
+    }"""
+    proto = network(text, w=conv_weight(), w2=conv_weight(kernel=1, seed=2))
+    done = quantize(proto, {"x": images()})
+    assert kernels(done.proto, {"x": images(1)})["QLinearConv"] == 2
+    assert sqnr(run_optimized(proto, {"x": images()})["y"], run_optimized(done.proto, {"x": images()})["y"]) > 25
+
+
 def test_the_last_layer_gives_floats_without_quantizing_them() -> None:
     text = "g (float[N,8] x) => (float[N,5] y) { h = Gemm(x, w, b) r = Relu(h) y = Gemm(r, w2, b2) }"
     rng = np.random.default_rng(0)
