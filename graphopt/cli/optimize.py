@@ -37,6 +37,12 @@ from . import options
     metavar="PASS.OPTION=VALUE",
     help="Set an option of a pass ('graphopt passes'); shapes.* are added to the recipe by it. Repeatable.",
 )
+@click.option(
+    "--contrib",
+    is_flag=True,
+    help="Allow onnxruntime's own operators (com.microsoft: attention, normalization, Gelu) where they are measured to be "
+    "faster. The same as --set fuse.contrib=true.",
+)
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave the sites alone whose names match. Repeatable.")
 @click.option(
     "--report", "folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write report.json, .md, .html."
@@ -58,7 +64,15 @@ from . import options
 @options.as_json
 @options.verbose
 def command(
-    model: Path, output: Path | None, folder: Path | None, json_: bool, verify: str, timing: str, **choices: Any
+    model: Path,
+    output: Path | None,
+    folder: Path | None,
+    settings: tuple[str, ...],
+    contrib: bool,
+    json_: bool,
+    verify: str,
+    timing: str,
+    **choices: Any,
 ) -> int:
     """Rewrite MODEL, check every step against the original, time the result, and write it if it pays.
 
@@ -71,6 +85,7 @@ def command(
     graphopt optimize model.onnx --eval photos/ --images resize=256,crop=224,mean=0.485:0.456:0.406,std=0.229:0.224:0.225
     graphopt optimize model.onnx --set shapes.fix.batch=1 --set shapes.opset.version=20
     graphopt optimize model.onnx --set simplify.fold=false --dim batch=4 --json > report.json
+    graphopt optimize bert.onnx --contrib --data samples/
     """
     from graphopt import report
     from graphopt.pipeline import optimize
@@ -82,6 +97,7 @@ def command(
         found = optimize(
             model,
             output,
+            settings=[*settings, *(["fuse.contrib=true"] if contrib else [])],
             verify=verify == "on",
             timing=timing == "on",
             progress=bars,

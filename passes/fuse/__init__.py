@@ -7,11 +7,12 @@ pad         operators that pad by themselves take over the Pad before them
 clip        limits are merged
 gemm        MatMul and Add become Gemm, which transposes by itself
 pool        a mean over height and width is a GlobalAveragePool
-normalize   a LayerNormalization written out
+normalize   a LayerNormalization or an RMSNormalization written out
 activation  Gelu and HardSwish written out
 residual    an Add that the runtime would fuse to its disadvantage
 state       an initial state of zeros is left out
 sequence    tensors are taken apart without a sequence
+contrib     onnxruntime's own operators, if the user asks for them
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
+from pydantic import Field
 
-from graphopt.contracts import Change, Context, Pass
+from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
@@ -31,17 +33,18 @@ from .activation import use_gelu, use_hard_swish
 from .affine import fold_affine
 from .before import fold_affine_before
 from .clip import merge_limits
+from .contrib import use_contrib
 from .gemm import transpose_in_gemm, use_gemm
 from .graph import Rule, Work
 from .neutral import remove_neutral
-from .normalize import use_layer_normalization
+from .normalize import use_layer_normalization, use_rms_normalization
 from .pad import fold_pad
 from .pool import use_global_pool
 from .residual import keep_residual_apart
 from .sequence import split_without_sequence
 from .state import drop_zero_state
 
-__all__ = ["Fuse"]
+__all__ = ["Fuse", "FuseOptions"]
 
 _LEAST_GROWTH = 1_000_000
 _GROWTH_PART = 20
@@ -60,7 +63,7 @@ _RULES: Mapping[str, Sequence[Rule]] = {
     "LayerNormalization": (keep_residual_apart,),
     "LSTM": (drop_zero_state,),
     "Min": (merge_limits,),
-    "Mul": (remove_neutral, use_gelu, use_hard_swish, fold_affine, use_layer_normalization),
+    "Mul": (remove_neutral, use_gelu, use_hard_swish, fold_affine, use_layer_normalization, use_rms_normalization),
     "Pad": (fold_pad,),
     "ReduceMean": (use_global_pool,),
     "Relu": (merge_limits,),
@@ -71,11 +74,22 @@ _RULES: Mapping[str, Sequence[Rule]] = {
 """The rules by the last operator of what they look for, in the order in which they are tried."""
 
 
+class FuseOptions(PassOptions):
+    """What ``fuse`` may use."""
+
+    contrib: bool = Field(
+        False, description="use onnxruntime's own operators (com.microsoft) where they are faster on the target"
+    )
+
+
 class Fuse(Pass):
     """Fusion in standard operators. ``passes/fuse`` has a module for each rule."""
 
     name = "fuse"
     summary = "fold normalization, arithmetic and padding into weights, and use one operator for what several compute"
+
+    Options = FuseOptions
+    options: FuseOptions
 
     @collected_later()
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
@@ -92,17 +106,23 @@ class Fuse(Pass):
         growth = context.growth_bytes
         if growth is None:
             growth = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART)
-        work = Work(model, excluded, infer(model), growth, context.target.slow_kernels)
+        work = Work(model, excluded, infer(model), growth, context.target.slow_kernels, context.target.runtime)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
+        known = True  # whether everything is, that can be known of types and shapes
         for _ in range(_SWEEPS):
             left = {}
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
-            if not done:
+            if not done and known:
                 break
+            known = not done
+            if known:
+                work.facts = infer(model)
             changes += done
         if changes:
             work.drop_unused()
+        if self.options.contrib:
+            changes += use_contrib(model, context)
         return [*changes, *_left_alone(left)]
 
 

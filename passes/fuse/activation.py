@@ -6,7 +6,8 @@
 
 The factors may come in any order. Constants must be those numbers to seven digits. Nothing else may read what lies in between.
 float32 only: the runtime has these operators in no other type on every device.
-x sigmoid(x) stays as it is: there is no standard operator for it that runtimes have, and they fuse the two themselves.
+Measured on onnxruntime's CPU provider: Gelu by tanh takes half the time of its parts; the others take as long as their
+parts, which it fuses itself. x sigmoid(x) stays as it is: onnxruntime fuses the two, and takes twice as long for a Swish.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ class Work:
     """By how many bytes the weights may still grow."""
     slow_kernels: Sequence[str] = ()
     """Fused operators that are slower on the target than what they are made of."""
+    runtime: str = ""
+    """The name of the runtime that the model is for."""
     names: set[str] = field(default_factory=set)
     fixed: set[str] = field(default_factory=set)
     """Initializers that quantization annotations refer to: used, though by no node."""

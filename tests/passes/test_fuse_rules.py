@@ -234,6 +234,38 @@ def test_a_layer_normalization_whose_parts_are_read_stays():
         assert "LayerNormalization" not in operators(fused(proto, ROWS))
 
 
+RMS = [
+    "p = Pow(x, two) m = ReduceMean(p, last) v = Add(m, e) r = Sqrt(v) n = Div(x, r) y = Mul(n, g)",
+    "p = Mul(x, x) m = ReduceMean(p, last) v = Add(e, m) r = Sqrt(v) i = Reciprocal(r) n = Mul(x, i) y = Mul(g, n)",
+]
+
+
+def rms(
+    body: str, opset: int = 23, outputs: str = "float[N, L, 16] y", axis: int = -1, **changed: np.ndarray
+) -> onnx.ModelProto:
+    weights = {"two": np.array(2, np.float32), "last": np.array([axis]), "e": np.array(1e-5, np.float32), "g": normal(16)}
+    used = {name: array for name, array in (weights | changed).items() if re.search(rf"\b{name}\b", body)}
+    return model(body, "float[N, L, 16] x", outputs, opset, ir_version=11, **used)
+
+
+@pytest.mark.parametrize("body", RMS)
+def test_an_rms_normalization_written_out_becomes_one_where_the_opset_has_it(body: str):
+    assert operators(fused(rms(body), ROWS)) == ["RMSNormalization"]
+    assert operators(fused(listed_as_input(rms(body), "g"), ROWS)) == ["RMSNormalization"]
+    assert "RMSNormalization" not in operators(fused(rms(body, opset=22), ROWS))
+
+
+@pytest.mark.parametrize("body", RMS)
+def test_what_only_looks_like_an_rms_normalization_stays(body: str):
+    for proto in (
+        rms(body, outputs="float[N, L, 16] y, float[N, L, 1] v"),
+        rms(body, axis=1),
+        rms(body, g=normal(1, 16)),
+        listed_as_input(rms(body), "e"),
+    ):
+        assert "RMSNormalization" not in operators(fused(proto, ROWS))
+
+
 # ------------------------------------------------------------------------------------------------------------- activations
 
 NUMBERS = {
