@@ -185,7 +185,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(made)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(proto=networks(), data=st.data())
 def test_any_subset_is_valid_near_the_float_model_and_runs_in_integer_kernels(
     proto: onnx.ModelProto, data: st.DataObject
