@@ -71,6 +71,8 @@ def run_optimized(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dic
 
 
 def sqnr(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Signal to quantization noise, dB."""
-    noise = float(((expected - actual) ** 2).sum())
-    return 10 * np.log10(max(float((expected**2).sum()), 1e-30) / max(noise, 1e-30))
+    """Signal to quantization noise, dB; infinite where there is no noise."""
+    signal, noise = float((expected**2).sum()), float(((expected - actual) ** 2).sum())
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else -float("inf")
