@@ -56,6 +56,7 @@ class DynamicOptions(PassOptions):
     per_channel: bool | None = Field(
         None, description="a scale for each output channel of a weight, or one for all; by default as the target wants it"
     )
+    required: bool = Field(False, description="whether a model with nothing to quantize, and nothing quantized, is an error")
     least_embedding_bytes: int = Field(
         1_000_000,
         ge=0,
@@ -92,6 +93,9 @@ class DynamicQuantize(LossyPass):
                 sites.append(_site(group, context))
             elif node not in covered and (why := _declined(model, node)) is not None:
                 sites.append(Site(site(node), node.op_type, (), why, (site(node),)))
+        if self.options.required and not found and not any("quantize" in n.op_type.lower() for n in model.graph.all_nodes()):
+            kinds = ", ".join(context.target.quantization.dynamic) if context.target.quantization is not None else "nothing"
+            raise ModelError(f"nothing can be quantized: the target has integer kernels for {kinds}, and for none of its nodes")
         version = model.opset_imports.get("", _OPSET)
         if version < _OPSET and any(found.settings for found in sites):
             raise ModelError(
