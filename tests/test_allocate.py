@@ -232,6 +232,7 @@ def test_a_budget_that_int8_breaks_leaves_the_worst_sites_alone(tmp_path: Path) 
         metric="cosine",
         max_drop=3e-5,
         timing=False,
+        settings=[f"quantize.static.{one}" for one in ("method=minmax", "rounding=nearest", "bias_correction=off")],
     )
     quantized = report.passes[-1]
     assert quantized.kept, quantized.why
