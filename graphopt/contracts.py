@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,6 +142,15 @@ class PassOptions(BaseModel):
     """Base of a pass's options: each field has a type, a default and a description (with its unit)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switch(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads ``on`` and ``off`` as booleans; an option that takes these words gets them back."""
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and {"on", "off"} <= {*get_args(field.annotation)}:
+            return "on" if value else "off"
+        return value
 
 
 @dataclass(frozen=True)

@@ -68,3 +68,8 @@ def test_passes_that_are_asked_for_by_an_option_come_first_in_the_order_of_the_o
 def test_a_step_that_the_recipe_has_is_not_added_again() -> None:
     made = recipe.parse("passes: [simplify, {shapes.fix: {N: 1}}]", "mine", ["shapes.fix.N=8"])
     assert [(step.name, step.options.get("N")) for step in made.steps] == [("simplify", None), ("shapes.fix", 8)]
+
+
+def test_on_and_off_are_words_where_an_option_takes_them() -> None:
+    found = recipe.load("int8-static", ["quantize.static.bias_correction=off"])
+    assert found.steps[-1].options["bias_correction"] == "off"

@@ -269,14 +269,14 @@ def _reshape(scaling: Scaling, node: ir.Node) -> list[Array]:
         return _give_up(scaling, node)
     head = 1 if _equal_first(before, after) else _common(before, after)
     if all(size == 1 for size in x.shape[head:]):
-        return [x.reshape(*x.shape[:head], *[1] * (len(after) - head))]
+        return [x.reshape((*x.shape[:head], *[1] * (len(after) - head)))]
     tail = min(_common(before[::-1], after[::-1]), len(before) - head, len(after) - head)
     sizes, new = before[head : len(before) - tail], after[head : len(after) - tail]
     known, wanted = ([size for size in part if isinstance(size, int)] for part in (sizes, new))
     kept = x.shape[len(x.shape) - tail :]
     if len(known) != len(sizes) or len(wanted) != len(new) or np.prod(known) != np.prod(wanted):
         return _give_up(scaling, node)
-    full = np.broadcast_to(x, (*x.shape[:head], *known, *kept)).reshape(*x.shape[:head], *wanted, *kept)
+    full = np.broadcast_to(x, (*x.shape[:head], *known, *kept)).reshape((*x.shape[:head], *wanted, *kept))
     return [_compact(full)]
 
 
