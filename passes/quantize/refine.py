@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array, Change, Context
+from graphopt.errors import ModelError
 from graphopt.observe.gram import Gram, patches
 
 from . import fake, rounding
@@ -26,7 +27,7 @@ LEAST_GAIN = 0.1
 """dB."""
 _ROWS = 128
 """Positions of a sample that a Gram matrix is summed over."""
-_GRAM_BYTES = 64 << 20
+_GRAM_BYTES = 48 << 20
 """Gram matrices that are observed at a time; a weight with a larger one is rounded to nearest."""
 
 
@@ -76,7 +77,11 @@ def decide(
         before = measured(chosen)
         for kind in (kind for kind, wanted in trials.items() if wanted):
             trial = replace(chosen, **{kind: True})
-            after = measured(trial)
+            try:
+                after = measured(trial)
+            except ModelError as error:  # the runtime does not take a part of the model, or a value is not finite
+                changes.append(Change("model", f"not: {_WHAT[kind]}", str(error), done=False))
+                continue
             gains = after >= before + LEAST_GAIN
             what = _WHAT[kind] if gains else f"not: {_WHAT[kind]}"
             changes.append(Change("model", what, f"signal to noise of the outputs {before:.2f} -> {after:.2f} dB", gains))

@@ -54,10 +54,11 @@ def learn(weight: Array, scale: Array, zero_point: Array, limits: tuple[int, int
     out = weight.shape[0]
     assert weight.size == out * size
     exact = weight.reshape(out, size).astype(np.float64) / scale.reshape(-1, 1) + zero_point.reshape(-1, 1)
-    exact = exact.reshape(groups, out // groups, size)
+    exact = exact.reshape(groups, out // groups, size).astype(np.float32)
     choices = np.clip(np.floor(exact), *limits), np.clip(np.ceil(exact), *limits)
     power = np.maximum(np.einsum("gkk->g", gram) / size, np.finfo(np.float64).tiny)
-    damped = gram / power[:, None, None] + _DAMPING * np.eye(size)
+    damped = (gram / power[:, None, None]).astype(np.float32)  # half the memory, and G is damped
+    damped[:, range(size), range(size)] += _DAMPING
     nearest = np.clip(np.rint(exact), *limits)
     first = _descend(nearest, exact, choices, damped)
     second = _descend(_carried(exact, choices, damped), exact, choices, damped)
@@ -81,8 +82,10 @@ def _errors(difference: Array, gram: Array) -> Array:
 def _carried(exact: Array, choices: tuple[Array, Array], gram: Array) -> Array:
     """Step 1: each coordinate's error is carried over to those after it, in order of G's diagonal. All [groups, out, K]."""
     order = np.argsort(-np.einsum("gkk->gk", gram), axis=1, kind="stable")
-    sorted_gram = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
-    factor = np.linalg.cholesky(np.linalg.inv(sorted_gram)).swapaxes(1, 2)  # upper triangular: inverse = factor^T factor
+    matrix = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
+    lower = np.linalg.cholesky(matrix[:, ::-1, ::-1].astype(np.float64))
+    factor = np.linalg.inv(lower)[:, ::-1, ::-1].astype(np.float32)  # upper triangular: inverse of G = factor^T factor
+    del matrix, lower
     sought = np.take_along_axis(exact, order[:, None, :], 2)
     low, high = (np.take_along_axis(choice, order[:, None, :], 2) for choice in choices)
     taken = np.empty_like(sought)
