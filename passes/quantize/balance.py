@@ -4,8 +4,8 @@ A group of channels that can be scaled (``scaling.py``) is divided by s where it
 that read it. For a weight W that reads x, with one scale for the tensor x and, per output channel i, one for a row of W, the
 error of output i is to first order that of two independent roundings:
 
-    noise_i(s) = D_x^2 / 12  sum_j W_ij^2 s_j^2  +  D_i^2 / 12  sum_j E[x_j^2] / s_j^2
-    D_x = range(x / s) / 255                        D_i = max_j |W_ij s_j| / 127
+    noise_i(s) = D_x^2 / 12  sum_j W_ij^2 s_j^2  +  sum_j d_ij^2 E[x_j^2] / s_j^2
+    D_x = range(x / s) / 255                        d_ij what rounding W_ij s_j to steps of max_j |W_ij s_j| / 127 loses
 
 Candidates, with a_j the largest |x_j| and r_j the largest |W_ij| of channel j, each a part of the largest of its tensor:
 
@@ -316,8 +316,9 @@ def _noise(group: Group, analysis: Scaling, scales: Array, style: Quantization) 
                 rows = rows * (scales[analysis.roots(factor.ids)] if factor.power < 0 else 1.0)
             axis = fake.channel_axis(reader.node) % weight.ndim
             others = tuple(i for i in range(weight.ndim) if i != axis)
-            widest = np.abs(weight).max(axis=others if style.per_channel else None, keepdims=True)
-            noise = rounding * weight**2 + (widest / levels) ** 2 * squares
+            step = np.abs(weight).max(axis=others if style.per_channel else None, keepdims=True) / levels
+            lost = weight - np.rint(weight / np.where(step > 0, step, 1.0)) * step
+            noise = rounding * weight**2 + 12 * lost**2 * squares
             total = float((noise * rows**2 * reader.importance).sum())
         found.append(np.log10(total) if total > 0 else 0.0)
     return float(np.mean(found))

@@ -4,7 +4,7 @@
     correction    biases so that the mean of every channel is what it was (``correct.py``)
 
 ``auto`` is decided with every operator quantized: learned on the first half of the samples, measured on the other half as the
-error of the outputs, |y - y'|^2 / |y|^2. What gains less than ``LEAST_GAIN`` is left out.
+error of the outputs, |y - y'|^2 / |y|^2 (``fake.divergence``). What gains less than ``LEAST_GAIN`` is left out.
 """
 
 from __future__ import annotations
@@ -65,28 +65,27 @@ def decide(
         return chosen, []
     half = held_out(context, samples)
     changes: list[Change] = []
-    with context.open_session(model) as reference:
 
-        def measured(choices: Choices) -> float:
-            clone = model.clone()
-            quantize(clone, choices)
-            with context.open_session(clone) as candidate:
-                assert context.data is not None
-                return fake.decibels(fake.divergence(reference, candidate, context.data, half, samples))
+    def measured(choices: Choices) -> float:
+        clone = model.clone()
+        quantize(clone, choices)
+        with context.open_session(model) as reference, context.open_session(clone) as candidate:
+            assert context.data is not None
+            return fake.decibels(fake.divergence(reference, candidate, context.data, half, samples))
 
-        before = measured(chosen)
-        for kind in (kind for kind, wanted in trials.items() if wanted):
-            trial = replace(chosen, **{kind: True})
-            try:
-                after = measured(trial)
-            except ModelError as error:  # the runtime does not take a part of the model, or a value is not finite
-                changes.append(Change("model", f"not: {_WHAT[kind]}", str(error), done=False))
-                continue
-            gains = after >= before + LEAST_GAIN
-            what = _WHAT[kind] if gains else f"not: {_WHAT[kind]}"
-            changes.append(Change("model", what, f"signal to noise of the outputs {before:.2f} -> {after:.2f} dB", gains))
-            if gains:
-                chosen, before = trial, after
+    before = measured(chosen)
+    for kind in (kind for kind, wanted in trials.items() if wanted):
+        trial = replace(chosen, **{kind: True})
+        try:
+            after = measured(trial)
+        except ModelError as error:  # the runtime does not take a part of the model, or a value is not finite
+            changes.append(Change("model", f"not: {_WHAT[kind]}", str(error), done=False))
+            continue
+        gains = after >= before + LEAST_GAIN
+        what = _WHAT[kind] if gains else f"not: {_WHAT[kind]}"
+        changes.append(Change("model", what, f"signal to noise of the outputs {before:.2f} -> {after:.2f} dB", gains))
+        if gains:
+            chosen, before = trial, after
     return chosen, changes
 
 
