@@ -14,7 +14,7 @@ Candidates, with a_j the largest |x_j| and r_j the largest |W_ij| of channel j, 
 
 Each also at half strength, s^(1/2). The noise of output i counts as much as the weights that read it, so that the sum over i
 does not depend on how channels were scaled before; per group the candidate with the least mean of log sum_i noise_i over its
-readers is taken. Whether the whole is a gain is then measured.
+readers is taken. Whether the whole is a gain, and whether a weaker one is a larger gain, is then measured.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from .scaling import Factor, Scaling
 ALPHAS = (0.25, 0.5, 0.75)
 """Not 1: where every channel fills the range of its tensor, what calibration did not see is cut off in every channel."""
 _STRENGTHS = (0.5, 1.0)
+_POWERS = (1.0, 0.5, 0.25)
 _LARGEST = 2.0**12
 _LEAST_GAIN = 0.1
 """dB by which the estimated noise of a group's readers must fall for the group to be scaled."""
@@ -123,15 +124,34 @@ def improve(
         changes.append(Change(group.name, what, f"{chosen.how}: estimated error of its readers {-chosen.gain:+.2f} dB"))
     if (scales == 1).all():
         return changes
-    trial = model.clone()
-    scaling.apply(trial, scaling.analyse(trial, excluded), scales)
     with context.progress.stage("measuring the quantized outputs"):
-        before, after = (fake.decibels(fake.noise(m, context, samples)) for m in (model, trial))
+        strength, before, after = _measured(model, scales, excluded, context, samples)
     measured = f"signal to noise of the quantized outputs {before:.2f} -> {after:.2f} dB"
     if after < before + _LEAST_MEASURED:
         return [_declined(change.site, f"{change.why}; nothing gained in all: {measured}") for change in changes]
-    scaling.apply(model, analysis, scales)
-    return [Change(c.site, c.what, f"{c.why}; in all {measured}" if c.done else c.why, c.done) for c in changes]
+    scaling.apply(model, analysis, scales**strength)
+    measured = f"in all {measured}" if strength == 1 else f"in all, with s^{strength:g}, {measured}"
+    return [Change(c.site, c.what, f"{c.why}; {measured}" if c.done else c.why, c.done) for c in changes]
+
+
+def _measured(
+    model: ir.Model, scales: Array, excluded: Callable[[ir.Node], bool], context: Context, samples: int
+) -> tuple[float, float, float]:
+    """The power of the scales that gains most, and the signal to noise before and after, dB.
+
+    Scales that are right for what calibration saw may leave too little room for what it did not see: weaker ones are tried.
+    """
+    before = fake.decibels(fake.noise(model, context, samples))
+    best, most = 1.0, -np.inf
+    for strength in _POWERS:
+        trial = model.clone()
+        scaling.apply(trial, scaling.analyse(trial, excluded), scales**strength)
+        after = fake.decibels(fake.noise(trial, context, samples))
+        if after < most and most > before:
+            break
+        if after > most:
+            best, most = strength, after
+    return best, before, most
 
 
 def _why_none(model: ir.Model, groups: Sequence[Group]) -> str:
