@@ -70,7 +70,7 @@ ModelQuantizer(QConfig.get_default_config("INT8_CNN_DEFAULT")).quantize_model(so
 }
 
 _WORKER = """
-import json, resource, sys, time, tempfile, os
+import json, sys, time
 import numpy as np, onnx, onnx.version_converter
 {imports}
 source, out, samples = sys.argv[1:]
