@@ -160,7 +160,7 @@ def _ours(case: Case, source: Path, out: Path, samples: Path, checks: Path) -> d
     print(case.name, report["verdict"], flush=True)
     return {
         "cpu_seconds": ran.cpu_seconds,
-        "peak_bytes": ran.peak_rss_bytes,
+        "peak_bytes": report["peak_rss_bytes"],
         **_judged(case, source, out, checks),
         "passes": {one["name"]: one["why"] for one in report["passes"]},
     }
