@@ -104,8 +104,8 @@ class Graph:
 
     # --------------------------------------------------------------------------------------------------------- constants
 
-    def constant(self, array: np.ndarray) -> str:
-        """An initializer or a Constant."""
+    def constant(self, array: np.ndarray, *, fixed: bool = False) -> str:
+        """An initializer or a Constant; one that is ``fixed`` no caller can replace."""
         name = self.new("c")
         tensor = numpy_helper.from_array(array, name)
         if self.chance(3):
@@ -115,8 +115,9 @@ class Graph:
         if array.dtype == np.float32:
             self.weights.append(Value(name, array.shape))
         if self.depth == 0 and self.chance(24):
-            self.overridable.append(tensor)
-        elif self.depth == 0 and self.chance(40) and array.dtype == np.float32:
+            if not fixed:
+                self.overridable.append(tensor)
+        elif self.depth == 0 and self.chance(40) and array.dtype == np.float32 and not fixed:
             self.given.append(self.weights[-1])
         return name
 

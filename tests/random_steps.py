@@ -192,7 +192,7 @@ def random(g: Graph) -> None:
     source = g.pick()
     if g.opset >= 22:
         return  # the runtime has no such operator yet
-    zero = g.constant(np.array(0.0, np.float32))
+    zero = g.constant(np.array(0.0, np.float32), fixed=True)
     g.add("Add", [source, g.one("Mul", g.one("RandomUniformLike", source), zero)], source.dims)
 
 
