@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt.environment import peak_rss_bytes
+
 import common
 
 METHODS = ("minmax", "moving-average", "percentile", "mse", "entropy")
@@ -78,7 +80,7 @@ def child(method: str, model: Path, samples: int) -> dict[str, float]:
     ran = common.run([sys.executable, __file__, "--child", method, model, samples])
     assert ran.returncode == 0, ran.stderr
     found: dict[str, float] = json.loads(ran.stdout)
-    return found | {"peak_rss_bytes": ran.peak_rss_bytes}
+    return found
 
 
 def measure(method: str, path: Path, samples: int) -> dict[str, float]:
@@ -88,7 +90,7 @@ def measure(method: str, path: Path, samples: int) -> dict[str, float]:
         import onnxruntime.quantization.calibrate  # noqa: F401
     begun = time.process_time()
     tensors = run(method, path, samples)
-    return {"cpu_seconds": time.process_time() - begun, "tensors": tensors}
+    return {"cpu_seconds": time.process_time() - begun, "tensors": tensors, "peak_rss_bytes": peak_rss_bytes()}
 
 
 def images(samples: int) -> Iterator[np.ndarray]:
