@@ -180,18 +180,18 @@ def _dense(seen: Seen) -> _Reader:
 
 def _conv(values: Array, asked: Patches) -> _Reader:
     samples, channels, *spatial = values.shape
-    pads = _pads(asked, spatial)
+    around = pads(asked, spatial)
     extents = [(size - 1) * dilation + 1 for size, dilation in zip(asked.kernel, asked.dilations, strict=True)]
     out = [
         (size + sum(pad) - extent) // stride + 1
-        for size, pad, extent, stride in zip(spatial, pads, extents, asked.strides, strict=True)
+        for size, pad, extent, stride in zip(spatial, around, extents, asked.strides, strict=True)
     ]
     axes = tuple(range(1, 1 + len(spatial)))
     steps = (slice(None), *(slice(None, None, every) for every in (*asked.strides, *asked.dilations)))
     width = math.prod(asked.kernel)
 
     def take(sample: int, positions: Array) -> Array:
-        padded = np.pad(values[sample], [(0, 0), *pads])
+        padded = np.pad(values[sample], [(0, 0), *around])
         windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(extents), axis=axes)[steps]
         places: tuple[Any, ...] = (slice(None), *np.unravel_index(positions, out))
         found: Array = windows[places]  # [channels, positions, *kernel]
@@ -201,7 +201,7 @@ def _conv(values: Array, asked: Patches) -> _Reader:
     return _Reader((samples, math.prod(out), channels * width), take)
 
 
-def _pads(asked: Patches, spatial: list[int]) -> list[tuple[int, int]]:
+def pads(asked: Patches, spatial: list[int]) -> list[tuple[int, int]]:
     """Zeros before and after each axis."""
     if asked.auto_pad == "NOTSET":
         return [*zip(asked.pads[: len(spatial)], asked.pads[len(spatial) :], strict=True)]

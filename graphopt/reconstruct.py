@@ -1,0 +1,87 @@
+"""Least squares on second moments: the weights that give a layer's old outputs from what it reads now.
+
+    minimize over W, b:   sum over rows |t - W^T x - b|^2  +  l |W - W0|^2
+
+x is what the layer reads now, t what it ought to give (of the original, or corrected for the error made so far), W0 the weights
+that it has. Only sums over rows are needed (``Moments``), whatever the number of samples. With means m and v of x and t:
+
+    (P - n m m^T + l) (W - W0) = C - n m v^T - (P - n m m^T) W0,        b = v - W^T m
+
+l is a part of the mean of the diagonal, so that it does not depend on units, and W0 keeps what the data say nothing of. Solved by
+Cholesky in float64; where rounding left the matrix indefinite, l grows until it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contracts import Array
+
+RIDGE = 1e-4
+"""l as a part of the mean of the diagonal."""
+
+
+@dataclass
+class Moments:
+    """Sums over ``count`` rows: ``products`` [k, k] of x x^T, ``cross`` [k, out] of x t^T, ``inputs`` [k] of x, ``targets``
+    [out] of t; float64."""
+
+    products: Array
+    cross: Array
+    inputs: Array
+    targets: Array
+    count: int
+
+    @classmethod
+    def empty(cls, k: int, out: int) -> Moments:
+        """Of no rows."""
+        return cls(np.zeros((k, k)), np.zeros((k, out)), np.zeros(k), np.zeros(out), 0)
+
+    def add(self, x: Array, t: Array) -> None:
+        """Take rows ``x`` [n, k] and what they ought to give, ``t`` [n, out]."""
+        self.products += x.T @ x
+        self.cross += x.T @ t
+        self.inputs += x.sum(axis=0, dtype=np.float64)
+        self.targets += t.sum(axis=0, dtype=np.float64)
+        self.count += len(x)
+
+
+def centred(products: Array, sums: Array, count: int) -> Array:
+    """Covariance [k, k] times the number of rows."""
+    return np.asarray(products - np.outer(sums, sums) / max(count, 1))
+
+
+def solve(matrix: Array, right: Array, ridge: float = RIDGE) -> Array:
+    """``(matrix + l)^-1 right`` for a positive semidefinite ``matrix`` [k, k] and ``right`` [k, out], float64."""
+    diagonal = float(np.trace(matrix)) / max(len(matrix), 1)
+    if diagonal <= 0:
+        return np.zeros_like(right)
+    scale = ridge * diagonal
+    while True:
+        try:
+            lower = np.linalg.cholesky(matrix + scale * np.eye(len(matrix)))
+        except np.linalg.LinAlgError:
+            scale = max(10 * scale, 1e-12 * diagonal)
+            continue
+        return np.asarray(np.linalg.solve(lower.T, np.linalg.solve(lower, right)))
+
+
+def fit(moments: Moments, start: Array, *, bias: Array | None = None, ridge: float = RIDGE) -> tuple[Array, Array]:
+    """The best weights [k, out] and bias [out], float64.
+
+    Args:
+        moments: Of what the layer reads and ought to give.
+        start: Its weights so far [k, out]; where the data do not decide they stay.
+        bias: A bias [out] that cannot be changed; None: the best one is found too.
+        ridge: How much ``start`` weighs, as a part of the mean of the diagonal.
+    """
+    start = start.astype(np.float64)
+    if bias is None:
+        covariance = centred(moments.products, moments.inputs, moments.count)
+        cross = moments.cross - np.outer(moments.inputs, moments.targets) / max(moments.count, 1)
+        weights = start + solve(covariance, cross - covariance @ start, ridge)
+        return weights, (moments.targets - weights.T @ moments.inputs) / max(moments.count, 1)
+    cross = moments.cross - np.outer(moments.inputs, bias)
+    return start + solve(moments.products, cross - moments.products @ start, ridge), bias.astype(np.float64)

@@ -1,0 +1,72 @@
+"""Scores of a group's units from their weights alone: one number for each unit, the smallest go first.
+
+    l1, l2        norm of the weights that make the unit (Li et al. 2017)
+    fpgm          distance to the other units: what lies in their middle can be replaced by them (He et al. 2019)
+    random        the yardstick for all others
+    activation    mean square of what the unit gives, where layers read it
+    wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from graphopt.axes import Group
+from graphopt.axes.groups import Use
+from graphopt.contracts import Array
+from graphopt.graphs import constant
+
+from .selection import Reader
+
+Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "random", "activation", "wanda"]
+
+
+def slices(use: Use, size: int) -> list[Array]:
+    """The weights that belong to each unit, flat float64; empty where a weight has nothing of it."""
+    tensor = constant(use.value)
+    assert tensor is not None
+    array = np.moveaxis(tensor.numpy().astype(np.float64), use.axis, 0)
+    return [array[use.units == unit].reshape(-1) for unit in range(size)]
+
+
+def by_weights(group: Group, criterion: Criterion, random: np.random.Generator) -> Array:
+    """Scores [size] from the weights that make the units."""
+    if criterion == "random":
+        return random.random(group.size)
+    made = [slices(use, group.size) for use in group.producers]
+    vectors = [np.concatenate(parts) for parts in zip(*made, strict=True)]
+    return _NORMS.get(criterion, _l2)(vectors)
+
+
+def by_readers(readers: Sequence[Reader], size: int, criterion: Criterion) -> Array:
+    """Scores [size] from what layers read of the units."""
+    found = np.zeros(size)
+    for reader in readers:
+        squares = np.diag(reader.covariance)
+        if criterion == "wanda":
+            squares = squares * (reader.matrix**2).sum(axis=1)
+        within = reader.unit >= 0
+        found += np.bincount(reader.unit[within], squares[within], size) / max(float(squares.sum()), 1e-30)
+    return found
+
+
+def _l1(vectors: Sequence[Array]) -> Array:
+    return np.array([np.abs(vector).sum() for vector in vectors])
+
+
+def _l2(vectors: Sequence[Array]) -> Array:
+    return np.array([float(vector @ vector) for vector in vectors])
+
+
+def _middle(vectors: Sequence[Array]) -> Array:
+    if len({len(vector) for vector in vectors}) > 1:
+        return _l2(vectors)
+    stacked = np.stack(vectors)
+    squares = (stacked**2).sum(axis=1)
+    return np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * stacked @ stacked.T, 0)).sum(axis=1)
+
+
+_NORMS: Mapping[str, Callable[[Sequence[Array]], Array]] = {"l1": _l1, "l2": _l2, "fpgm": _middle}

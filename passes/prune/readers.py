@@ -1,0 +1,92 @@
+"""The layers that read a group of channels, with second moments of what they read: collected pack by pack, as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.axes import Group
+from graphopt.contracts import Array, Context
+from graphopt.observe import Gram, Grams, observable
+
+from .layers import Layer, layers
+from .selection import Reader
+
+_PACK_BYTES = 384 << 20
+_LARGEST = 6144
+"""Elements of a row at most (300 MB of moments): a layer that reads more is weighed by its weights."""
+_ROWS = 20000
+"""Rows that moments are made of, or a few for each element of a row."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A layer that reads units of a group; ``units`` [k] as in ``Reader``."""
+
+    layer: Layer
+    units: Array
+    value: str
+    gram: Gram
+
+    @property
+    def bytes(self) -> int:
+        """Of the moments."""
+        return 8 * self.layer.groups * len(self.units) ** 2
+
+
+def packs(
+    model: ir.Model, groups: Mapping[str, Group], context: Context, samples: int
+) -> Iterator[dict[str, list[tuple[Reading, list[Reader]]]]]:
+    """Groups by name, a few at a time, each with the layers that read it and can be weighed, and these with their moments.
+
+    Raises:
+        DataError, ModelError: As ``Context.observe``.
+    """
+    assert context.data is not None, "the pass says that it needs data"
+    known, names = layers(model), observable(model)
+    size = min(samples, context.data.size)
+    found = {name: [*_readings(group, known, names, size)] for name, group in groups.items()}
+    for pack in _packed(found):
+        wanted: dict[str, list[Gram]] = {}
+        for reading in (reading for readings in pack.values() for reading in readings):
+            if reading.gram not in wanted.setdefault(reading.value, []):
+                wanted[reading.value].append(reading.gram)
+        results = context.observe(model, wanted, samples=samples) if wanted else {}
+        moments = {(name, gram): one for name, grams in wanted.items() for gram, one in zip(grams, results[name], strict=True)}
+        yield {name: [(one, _readers(one, moments[one.value, one.gram])) for one in readings] for name, readings in pack.items()}
+
+
+def _readings(group: Group, known: Mapping[ir.Node, Layer], names: frozenset[str], samples: int) -> Iterator[Reading]:
+    for use in group.consumers:
+        layer = known.get(use.node)
+        if layer is None or use.value is not layer.weight or use.axis != layer.axis or layer.reads.name not in names:
+            continue
+        units = np.repeat(use.units, layer.kernel)
+        if len(units) <= _LARGEST:
+            rows = max(_ROWS, 10 * len(units))
+            yield Reading(layer, units, layer.reads.name, Gram(layer.patches, rows=-(-rows // samples)))
+
+
+def _packed(found: Mapping[str, list[Reading]]) -> Iterator[dict[str, list[Reading]]]:
+    pack: dict[str, list[Reading]] = {}
+    held = 0
+    for name, readings in found.items():
+        size = sum(reading.bytes for reading in readings)
+        if pack and held + size > _PACK_BYTES:
+            yield pack
+            pack, held = {}, 0
+        pack[name] = readings
+        held += size
+    if pack:
+        yield pack
+
+
+def _readers(reading: Reading, moments: Grams) -> list[Reader]:
+    matrix = reading.layer.matrix()
+    return [
+        Reader.of(part, products, sums, moments.count, reading.units)
+        for part, products, sums in zip(matrix, moments.products, moments.sums, strict=True)
+    ]

@@ -1,0 +1,160 @@
+"""What is left learns to give what the whole network gave: layer by layer in topological order, by least squares.
+
+    W', b' = argmin sum over rows | t - W'^T x' - b' |^2        x' what the layer reads now, t what it gave in the original
+
+x' is taken from the pruned network as it has become so far, so that each layer also mends what those before it did wrong. Where
+the output goes into a sum with a value s' that is known by then, t is the original's sum minus s': a residual is corrected too
+(after He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", 2017, section 3.2).
+
+Both networks are replayed part by part (``graphopt.replay``): each part runs a few times, and memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.axes import Channels
+from graphopt.axes.analysis import Kept
+from graphopt.contracts import Array, Change, Context
+from graphopt.dataset import Dataset
+from graphopt.graphs import site
+from graphopt.reconstruct import Moments, fit
+from graphopt.replay import Replay
+
+from . import rows
+from .layers import Layer, addend, layers
+
+_ROWS_PER_WEIGHT = 30
+"""Rows for each element of a row, at least; more than these are drawn from."""
+_LEAST_ROWS = 16384
+_BATCH = 32
+_LATE = 8
+"""Layers after which values are kept on disk even where many cross the position."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer to be fitted: ``target``, of the same name in the original, is to be met, less the value ``minus``."""
+
+    layer: Layer
+    position: int
+    target: ir.Value
+    until: int
+    """Position behind the node that gives the target, in the original."""
+    minus: str | None
+
+
+def refit(original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, context: Context, data: Dataset) -> list[Change]:
+    """Fit the layers of ``pruned`` behind what was removed, in place.
+
+    Args:
+        original: The model before.
+        pruned: The same with units removed, node by node the same graph.
+        channels: Of ``pruned`` before the removal.
+        kept: What stays.
+        context: Opens sessions.
+        data: What both are run on.
+    """
+    steps = _steps(pruned, channels, kept)
+    if not steps:
+        return []
+    random = np.random.default_rng(0)
+    data = data.batched(_BATCH)
+    changes = []
+    with tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary, context.progress.stage("refitting", len(steps)) as step:
+        folders = [Path(temporary) / name for name in ("original", "pruned")]
+        for folder in folders:
+            folder.mkdir()
+        before = Replay(original, data, context.open_session, folders[0])
+        after = Replay(pruned, data, context.open_session, folders[1])
+        late = 0
+        for one in steps:
+            late += 1
+            if len(after.crossing(one.position)) <= len(after.crossing(after.position)) or late > _LATE:
+                before.advance(one.position)
+                after.advance(one.position)
+                late = 0
+            mask = _kept_along(one, channels, kept)
+            moments = _moments(one, before, after, mask, data.size, random)
+            if moments:
+                _put(one.layer, moments)
+                changes.append(Change(site(one.layer.node), "weights are fitted", "to give what the original gives there"))
+            step(1)
+    return changes
+
+
+def _steps(pruned: ir.Model, channels: Channels, kept: Kept) -> list[Step]:
+    """The layers whose input is no longer what it was, or has fewer channels."""
+    order = [*pruned.graph]
+    position = {node: place for place, node in enumerate(order)}
+    cut = {one.node for one in channels.analysis.sums if not kept(one.ids).all()}
+    known = layers(pruned)
+    tainted: set[ir.Value] = set()
+    steps = []
+    for node in order:
+        changed = node in cut or any(value in tainted for value in node.inputs if value is not None)
+        if not changed:
+            continue
+        tainted.update(node.outputs)
+        found = known.get(node)
+        if found is None:
+            continue
+        added = addend(found, position)
+        output = added[1] if added else found.output
+        producer = output.producer()
+        assert producer is not None
+        steps.append(Step(found, position[node], output, position[producer] + 1, added[0].name if added else None))
+    return steps
+
+
+def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
+    """Which of the target's channels are left; None where they have no ids."""
+    axes = channels.analysis.axes_of(one.target)
+    ids = None if axes is None else axes[1 if one.layer.patches else -1]
+    return kept(ids) if isinstance(ids, np.ndarray) else None
+
+
+def _moments(one: Step, before: Replay, after: Replay, mask: Array | None, samples: int, random: np.random.Generator) -> list[Moments]:
+    """Second moments of what the layer reads and ought to give, group by group; none where the shapes do not fit."""
+    reads, asked = one.layer.reads.name or "", one.layer.patches
+    matrix = one.layer.matrix()
+    groups, k, out = matrix.shape
+    found = [Moments.empty(k, out) for _ in range(groups)]
+    wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
+    names = [reads, *([one.minus] if one.minus else [])]
+    for whole, now in zip(before.run(one.until, [one.target.name or ""]), after.run(one.position, names), strict=True):
+        target = whole[one.target.name or ""]
+        if mask is not None and not mask.all():
+            target = np.compress(mask, target, axis=1 if asked else -1)
+        if one.minus:
+            if now[one.minus].shape != target.shape:
+                return []
+            target = target - now[one.minus]
+        batch = len(target)
+        count = rows.positions(target, asked)
+        each = -(-wanted * batch // samples) // (batch if asked else 1)
+        chosen = np.sort(random.permutation(count)[: max(1, each)]) if each < count else np.arange(count)
+        x, t = rows.inputs(now[reads], asked, chosen), rows.outputs(target, asked, chosen)
+        if x.shape[:2] != t.shape[:2]:
+            return []
+        for moments, xs, ts in zip(found, x, t, strict=True):
+            moments.add(xs, ts)
+    return found
+
+
+def _put(found: Layer, moments: list[Moments]) -> None:
+    matrix, offset = found.matrix(), found.offset()
+    fixed = None if found.bias is not None or found.biasable else offset
+    parts = np.split(offset, len(moments))
+    fitted = [
+        fit(one, start, bias=None if fixed is None else part)
+        for one, start, part in zip(moments, matrix, parts, strict=True)
+    ]
+    found.put(np.stack([weights for weights, _ in fitted]), None if fixed is not None else np.concatenate([b for _, b in fitted]))
+
+
