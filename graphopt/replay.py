@@ -1,9 +1,9 @@
 """A model run part by part over data, so that a layer can be looked at, changed and passed, and what was before is not run again.
 
     replay = Replay(model, data, open_session, folder)
-    for values in replay.run(position, ["conv1_out"]):    # as often as wanted, the model may be changed in between
+    for values in replay.run(["conv1_out"]):              # as often as wanted, the model may be changed in between
         ...
-    replay.advance(position)                              # the values that later nodes read are kept on disk
+    replay.advance(replay.position_of("conv2_out"))       # the values that this node and later ones read are kept on disk
 
 Positions count the nodes of the main graph. Memory holds one batch, whatever the number of samples; what is kept between parts
 are the values that cross the position, batch by batch, in files of ``folder``.
@@ -55,8 +55,12 @@ class Replay:
         """Names of the values that are computed, or given, before the node at this position, and read by it or later."""
         return [name for name, made in self._made.items() if made < position and self._last.get(name, -1) >= position]
 
-    def run(self, position: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Yield the named values, batch by batch, computed with the nodes before ``position``.
+    def position_of(self, name: str) -> int:
+        """The position of the node that computes a value."""
+        return self._made[name]
+
+    def run(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Yield the named values, batch by batch; they are computed, or read, at the position where the replay stands or later.
 
         Raises:
             ModelError: The runtime cannot run the part.
@@ -72,7 +76,7 @@ class Replay:
     def advance(self, position: int) -> None:
         """Go on to a position; what was before cannot be asked for any more."""
         wanted = self.crossing(position)
-        for number, values in enumerate(self.run(position, wanted)):
+        for number, values in enumerate(self.run(wanted)):
             self._store(number, values)
         self.position = position
 

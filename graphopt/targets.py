@@ -63,6 +63,7 @@ class Target(BaseModel):
     machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")
     max_opset: int | None = Field(default=None, description="highest opset of the default domain that the runtime takes")
     slow_kernels: tuple[str, ...] = Field(default=(), description="fused kernels that take longer than what they replace")
+    vector_width: int = Field(default=16, ge=1, description="channels that a kernel computes at once: one more costs as many")
     quantization: Quantization | None = Field(default=None, description="None: nothing is known of integers on the target")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +30,7 @@ from .selection import Reader, Selection
 if TYPE_CHECKING:
     from graphopt.contracts import Session
 
+_T = TypeVar("_T")
 _STEPS = 16
 """Settings of a group: so many even steps from none of its units to all."""
 _HARSHEST = 0.875
@@ -104,7 +105,7 @@ class PruneChannels(LossyPass):
         """Every group of channels that are removed together, with the numbers of units that may go; declined ones with why."""
         prepared, found = _analysed(model)
         del prepared
-        return [self._site(name, group) for name, group in _groups(found).items()]
+        return [self._site(name, group, self._multiple(context)) for name, group in _groups(found).items()]
 
     def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
         """What each number of units saves and costs, group by group."""
@@ -147,35 +148,40 @@ class PruneChannels(LossyPass):
 
     # ------------------------------------------------------------------------------------------------------------- parts
 
-    def _site(self, name: str, group: Group) -> Site:
+    def _site(self, name: str, group: Group, multiple: int) -> Site:
         made = group.producers[0].node
         nodes = tuple(dict.fromkeys(use.node.name or "" for use in group.producers))
         if not group.prunable:
             return Site(name, made.op_type, (), why=group.why or "it has one unit only", nodes=nodes)
         most = len(group.choose(np.arange(group.size), group.size))
-        counts = [count for count in self._counts(group.size) if 0 < count <= most]
+        counts = [count for count in self._counts(group.size, multiple) if count <= most]
         settings = tuple(Setting(f"{group.size - count} of {group.size}", count) for count in counts)
-        why = "" if settings else f"no number of its {group.size} units that may go is left after rounding"
+        why = "" if settings else f"none of its {group.size} units can go where a multiple of {multiple} is to stay"
         return Site(name, made.op_type, settings, why=why, nodes=nodes)
 
-    def _counts(self, size: int) -> list[int]:
+    def _multiple(self, context: Context) -> int:
+        """Of how many units a multiple stays: where time is to be saved, what the target computes at once."""
+        if self.options.multiple is not None:
+            return self.options.multiple
+        timed = context.profile is not None and context.goal == "latency"
+        if self.options.latency is not None or (timed and not self.decided()):
+            return context.target.vector_width
+        return 1
+
+    def _counts(self, size: int, multiple: int) -> list[int]:
         """How many units may go, from few to many."""
         if self.options.ratio is not None:
             wanted = [self.options.ratio]
         else:
             wanted = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= _HARSHEST]
-        multiple = self.options.multiple or 1
-        counts = set()
-        for part in wanted:
-            left = max(size - int(part * size + 0.5), self.options.min_channels)
-            if size > multiple:
-                left = -(-left // multiple) * multiple
-            counts.add(size - left)
-        return sorted(count for count in counts if 0 < count < size)
+        left = {max(size - int(part * size + 0.5), self.options.min_channels, 1) for part in wanted}
+        counts = {size - -(-count // multiple) * multiple for count in left}
+        return sorted(count for count in counts if count > 0)
 
     def _selected(self, model: ir.Model, groups: Mapping[str, Group], context: Context) -> _Known:
         """The order in which each group's units go; found once for each model."""
         held = tuple(w for group in groups.values() for use in group.producers if (w := use.value.const_value) is not None)
+        multiple = self._multiple(context)
         if self._known is None or [*map(id, self._known.weights)] != [*map(id, held)]:
             known = _Known(held)
             free = {name: group for name, group in groups.items() if group.prunable}
@@ -183,8 +189,9 @@ class PruneChannels(LossyPass):
                 for pack in readers.packs(model, free, context, self.options.samples):
                     for name, readings in pack.items():
                         group = free[name]
-                        known.selections[name] = self._select(group, [r for _, found in readings for r in found])
-                        gone = known.selections[name].order[: self._middle(group.size)]
+                        counts = self._counts(group.size, multiple) or [0]
+                        known.selections[name] = self._select(group, [r for _, found in readings for r in found], counts[-1])
+                        gone = known.selections[name].order[: _middle(counts)]
                         known.fitted[name] = {
                             reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
                         }
@@ -192,15 +199,11 @@ class PruneChannels(LossyPass):
             self._known = known
         return self._known
 
-    def _middle(self, size: int) -> int:
-        """The number of units that is tried to see what a group is to the outputs."""
-        counts = self._counts(size)
-        return counts[len(counts) // 2] if counts else 0
-
-    def _select(self, group: Group, readers: Sequence[Reader]) -> Selection:
+    def _select(self, group: Group, readers: Sequence[Reader], most: int) -> Selection:
+        """The order of a group's units, of ``most`` at least."""
         criterion = self.options.criterion
         if criterion == "reconstruction" and readers:
-            found = selection.surgeon(readers, group.size, group.size - 1)
+            found = selection.surgeon(readers, group.size, most if len(group.parts) == 1 else group.size - 1)
         elif criterion in {"activation", "wanda"} and readers:
             found = selection.ranked(criteria.by_readers(readers, group.size, criterion), group.size)
         else:
@@ -215,7 +218,7 @@ class PruneChannels(LossyPass):
     def _damage(self, model: ir.Model, sites: Sequence[Site], known: _Known, context: Context) -> dict[Site, float]:
         """What a site's error of 1 is to the model's outputs, from one setting in the middle."""
         assert context.data is not None
-        middle = [(site, site.settings[len(site.settings) // 2]) for site in sites]
+        middle = [(site, _middle(site.settings)) for site in sites]
 
         def open_with(site: Site, setting: Setting) -> Session:
             return context.open_session(self._alone(model, site.name, _count(setting), known))
@@ -228,12 +231,12 @@ class PruneChannels(LossyPass):
 
 
     def _alone(self, model: ir.Model, name: str, count: int, known: _Known) -> ir.Model:
-        """The model without the first ``count`` units of one group, its readers' weights in closed form if it is the middle."""
+        """The model without the first ``count`` units of one group, the middle setting; its readers' weights in closed form."""
         candidate = models.clone(model)
         found = axes.analyse(candidate)
         group = _groups(found)[name]
         axes.remove(candidate, found, {group: known.selections[name].order[:count]})
-        if self.options.reconstruct and count == self._middle(group.size):
+        if self.options.reconstruct and known.fitted[name]:
             for layer in layers(candidate).values():
                 parts = known.fitted[name].get(layer.weight.name or "")
                 if parts:
@@ -258,6 +261,11 @@ def _groups(channels: Channels) -> dict[str, Group]:
             name = f"{group.name} ({number})"
         found[name] = group
     return found
+
+
+def _middle(values: Sequence[_T]) -> _T:
+    """The one that is tried to see what a group is to the outputs."""
+    return values[len(values) // 2]
 
 
 def _count(setting: Setting) -> int:

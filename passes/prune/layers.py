@@ -94,7 +94,7 @@ def layer(node: ir.Node) -> Layer | None:
     output = node.outputs[0]
     if node.op_type == "Conv":
         if weight.shape is None:
-            weight.shape = ir.Shape(tensor.shape.numpy())
+            weight.shape, weight.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         return _biased(node, weight, 1, patches(node), output)
     if len(tensor.shape) != 2:
         return None

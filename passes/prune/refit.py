@@ -42,11 +42,13 @@ class Step:
     """A layer to be fitted: ``target``, of the same name in the original, is to be met, less the value ``minus``."""
 
     layer: Layer
-    position: int
     target: ir.Value
-    until: int
-    """Position behind the node that gives the target, in the original."""
     minus: str | None
+
+    @property
+    def made(self) -> str:
+        """Name of what the layer's node computes."""
+        return self.layer.node.outputs[0].name or ""
 
 
 def refit(original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, context: Context, data: Dataset) -> list[Change]:
@@ -75,9 +77,10 @@ def refit(original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, 
         late = 0
         for one in steps:
             late += 1
-            if len(after.crossing(one.position)) <= len(after.crossing(after.position)) or late > _LATE:
-                before.advance(one.position)
-                after.advance(one.position)
+            position = after.position_of(one.made)
+            if len(after.crossing(position)) <= len(after.crossing(after.position)) or late > _LATE:
+                before.advance(before.position_of(one.made))
+                after.advance(position)
                 late = 0
             mask = _kept_along(one, channels, kept)
             moments = _moments(one, before, after, mask, data.size, random)
@@ -106,9 +109,7 @@ def _steps(pruned: ir.Model, channels: Channels, kept: Kept) -> list[Step]:
             continue
         added = addend(found, position)
         output = added[1] if added else found.output
-        producer = output.producer()
-        assert producer is not None
-        steps.append(Step(found, position[node], output, position[producer] + 1, added[0].name if added else None))
+        steps.append(Step(found, output, added[0].name if added else None))
     return steps
 
 
@@ -126,9 +127,9 @@ def _moments(one: Step, before: Replay, after: Replay, mask: Array | None, sampl
     groups, k, out = matrix.shape
     found = [Moments.empty(k, out) for _ in range(groups)]
     wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
-    names = [reads, *([one.minus] if one.minus else [])]
-    for whole, now in zip(before.run(one.until, [one.target.name or ""]), after.run(one.position, names), strict=True):
-        target = whole[one.target.name or ""]
+    names, goal = [reads, *([one.minus] if one.minus else [])], one.target.name or ""
+    for whole, now in zip(before.run([goal]), after.run(names), strict=True):
+        target = whole[goal]
         if mask is not None and not mask.all():
             target = np.compress(mask, target, axis=1 if asked else -1)
         if one.minus:

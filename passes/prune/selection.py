@@ -81,11 +81,11 @@ def surgeon(readers: Sequence[Reader], size: int, most: int) -> Selection:
         at_once = min(max(1, size // _AT_ONCE), most - len(order))
         units = np.flatnonzero(left)
         costs = np.sum([state.costs(units) for state in states], axis=0) if states else np.zeros(len(units))
-        for place in np.argsort(costs, kind="stable")[:at_once]:
-            unit = int(units[place])
-            error.append(error[-1] + sum(state.remove(unit) for state in states))
-            left[unit] = False
-            order.append(unit)
+        chosen = units[np.argsort(costs, kind="stable")[:at_once]]
+        cost = sum(state.remove(chosen) for state in states)
+        error += [error[-1] + cost * (place + 1) / len(chosen) for place in range(len(chosen))]
+        left[chosen] = False
+        order += chosen.tolist()
     return Selection(np.array(order, np.int64), np.array(error))
 
 
@@ -127,17 +127,16 @@ class _State:
             found[places] = np.einsum("uro,uro->u", weights, np.linalg.solve(blocks, weights))
         return found
 
-    def remove(self, unit: int) -> float:
-        """Remove a unit; what that costs."""
-        rows = self.rows[unit]
+    def remove(self, units: Array) -> float:
+        """Remove units; what that costs."""
+        rows = np.concatenate([self.rows[int(unit)] for unit in units])
         if not len(rows):
             return 0.0
         weights, columns = self.weights[rows], self.inverse[:, rows]
-        block = self.inverse[np.ix_(rows, rows)]
-        solved = np.linalg.solve(block, weights)
-        cost = float((weights * solved).sum())
-        self.weights -= columns @ solved
-        self.inverse -= columns @ np.linalg.solve(block, columns.T)
+        factors = np.linalg.solve(columns[rows], columns.T)
+        cost = float((weights * (np.linalg.solve(columns[rows], weights))).sum())
+        self.weights -= factors.T @ weights
+        self.inverse -= columns @ factors
         self.weights[rows] = 0.0
         self.inverse[rows] = 0.0
         self.inverse[:, rows] = 0.0
