@@ -7,8 +7,8 @@ that it has. Only sums over rows are needed (``Moments``), whatever the number o
 
     (P - n m m^T + l) (W - W0) = C - n m v^T - (P - n m m^T) W0,        b = v - W^T m
 
-l is a part of the mean of the diagonal, so that it does not depend on units, and W0 keeps what the data say nothing of. Solved by
-Cholesky in float64; where rounding left the matrix indefinite, l grows until it is not.
+l is a part of the mean of the diagonal, so that it does not depend on units, and W0 keeps what the data say nothing of. Solved
+by Cholesky in float64; where rounding left the matrix indefinite, l grows until it is not.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ RIDGE = 1e-4
 
 @dataclass
 class Moments:
-    """Sums over ``count`` rows: ``products`` [k, k] of x x^T, ``cross`` [k, out] of x t^T, ``inputs`` [k] of x, ``targets``
-    [out] of t; float64."""
+    """Sums over ``count`` rows, in float64.
+
+    ``products`` [k, k] of x x^T, ``cross`` [k, out] of x t^T, ``inputs`` [k] of x, ``targets`` [out] of t.
+    """
 
     products: Array
     cross: Array

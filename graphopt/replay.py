@@ -1,4 +1,4 @@
-"""A model run part by part over data, so that a layer can be looked at, changed and passed, and what was before is not run again.
+"""A model run part by part over data: a layer can be looked at, changed and passed, and what was before is not run again.
 
     replay = Replay(model, data, open_session, folder)
     for values in replay.run(["conv1_out"]):              # as often as wanted, the model may be changed in between

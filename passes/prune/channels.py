@@ -1,6 +1,6 @@
-"""``prune.channels``: channels, neurons and heads are really removed, wherever a weight makes them, and the rest is fitted to data.
+"""``prune.channels``: channels, neurons and heads are really removed, and what is left is fitted to data.
 
-    analyse which channels go together (``graphopt.axes``)  ->  order the units of each group by the error they leave (``selection``)
+    which channels go together (``graphopt.axes``)  ->  the order of each group's units by the error they leave (``selection``)
     the core chooses how many of each  ->  remove  ->  fit what is left to what the original gave (``refit``)
 
 No labels and no training. What a choice costs is estimated: each group alone is pruned by about half, its readers' weights in
@@ -49,7 +49,9 @@ class ChannelOptions(PassOptions):
     criterion: criteria.Criterion = Field("reconstruction", description="what decides which units of a group go")
     reconstruct: bool = Field(True, description="whether the weights that are left are fitted to the original's values")
     samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
-    multiple: int | None = Field(None, ge=1, description="numbers of units are rounded up to a multiple of it, if there are more")
+    multiple: int | None = Field(
+        None, ge=1, description="numbers of units are rounded up to a multiple of it, if there are more"
+    )
     min_channels: int = Field(1, ge=1, description="so many units of each group stay at least")
 
     @model_validator(mode="after")
@@ -226,9 +228,9 @@ class PruneChannels(LossyPass):
         with context.open_session(model) as session:
             found = sensitivity.alone(middle, open_with, session, context.data, context.progress, _GRADED_ON)
         return {
-            one.site: one.damage / max(float(known.selections[one.site.name].error[_count(one.setting)]), 1e-12) for one in found
+            one.site: one.damage / max(float(known.selections[one.site.name].error[_count(one.setting)]), 1e-12)
+            for one in found
         }
-
 
     def _alone(self, model: ir.Model, name: str, count: int, known: _Known) -> ir.Model:
         """The model without the first ``count`` units of one group, the middle setting; its readers' weights in closed form."""

@@ -1,10 +1,10 @@
 """Scores of a group's units from their weights alone: one number for each unit, the smallest go first.
 
-    l1, l2        norm of the weights that make the unit (Li et al. 2017)
-    fpgm          distance to the other units: what lies in their middle can be replaced by them (He et al. 2019)
-    random        the yardstick for all others
-    activation    mean square of what the unit gives, where layers read it
-    wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
+l1, l2        norm of the weights that make the unit (Li et al. 2017)
+fpgm          distance to the other units: what lies in their middle can be replaced by them (He et al. 2019)
+random        the yardstick for all others
+activation    mean square of what the unit gives, where layers read it
+wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def slices(use: Use, size: int) -> list[Array]:
 def by_weights(group: Group, criterion: Criterion, random: np.random.Generator) -> Array:
     """Scores [size] from the weights that make the units."""
     if criterion == "random":
-        return random.random(group.size)
+        return np.asarray(random.random(group.size))
     made = [slices(use, group.size) for use in group.producers]
     vectors = [np.concatenate(parts) for parts in zip(*made, strict=True)]
     return _NORMS.get(criterion, _l2)(vectors)
@@ -66,7 +66,8 @@ def _middle(vectors: Sequence[Array]) -> Array:
         return _l2(vectors)
     stacked = np.stack(vectors)
     squares = (stacked**2).sum(axis=1)
-    return np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * stacked @ stacked.T, 0)).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * stacked @ stacked.T, 0))
+    return np.asarray(distances.sum(axis=1))
 
 
 _NORMS: Mapping[str, Callable[[Sequence[Array]], Array]] = {"l1": _l1, "l2": _l2, "fpgm": _middle}

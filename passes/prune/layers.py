@@ -91,22 +91,29 @@ def layer(node: ir.Node) -> Layer | None:
     if weight is None or node.inputs[0] is None or not _own(weight) or constant(node.inputs[0]) is not None:
         return None
     tensor = _tensor(weight)
-    output = node.outputs[0]
     if node.op_type == "Conv":
         if weight.shape is None:
             weight.shape, weight.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-        return _biased(node, weight, 1, patches(node), output)
+        return _biased(node, weight, 1, patches(node))
     if len(tensor.shape) != 2:
         return None
-    if node.op_type == "Gemm":
-        given = node.attributes
-        if given.get_int("transA", 0) or given.get_float("alpha", 1.0) != 1 or given.get_float("beta", 1.0) != 1:
-            return None
-        return _biased(node, weight, 1 if given.get_int("transB", 0) else 0, None, output)
+    return _gemm(node, weight) if node.op_type == "Gemm" else _product(node, weight)
+
+
+def _gemm(node: ir.Node, weight: ir.Value) -> Layer | None:
+    given = node.attributes
+    if given.get_int("transA", 0) or given.get_float("alpha", 1.0) != 1 or given.get_float("beta", 1.0) != 1:
+        return None
+    return _biased(node, weight, 1 if given.get_int("transB", 0) else 0, None)
+
+
+def _product(node: ir.Node, weight: ir.Value) -> Layer:
+    """A MatMul, with the Add of a constant that follows."""
+    output = node.outputs[0]
     reader = sole_reader(output)
     if reader is not None and reader.op_type == "Add" and reader.domain == "":
         other = reader.inputs[1] if reader.inputs[0] is output else reader.inputs[0]
-        if other is not None and _own(other) and _tensor(other).size == tensor.shape.numpy()[1]:
+        if other is not None and _own(other) and _tensor(other).size == _tensor(weight).shape.numpy()[1]:
             return Layer(node, weight, 0, None, other, False, reader.outputs[0])
     return Layer(node, weight, 0, None, None, False, output)
 
@@ -136,12 +143,12 @@ def addend(found: Layer, position: Mapping[ir.Node, int]) -> tuple[ir.Value, ir.
     return other, reader.outputs[0]
 
 
-def _biased(node: ir.Node, weight: ir.Value, axis: int, kernel: Patches | None, output: ir.Value) -> Layer | None:
+def _biased(node: ir.Node, weight: ir.Value, axis: int, kernel: Patches | None) -> Layer | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     out = _tensor(weight).shape.numpy()[0 if kernel is not None or axis == 1 else 1]
     if bias is not None and not (_own(bias) and _tensor(bias).size == out):
         return None
-    return Layer(node, weight, axis, kernel, bias, bias is None, output)
+    return Layer(node, weight, axis, kernel, bias, bias is None, node.outputs[0])
 
 
 def _own(value: ir.Value) -> bool:

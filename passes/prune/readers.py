@@ -56,7 +56,9 @@ def packs(
                 wanted[reading.value].append(reading.gram)
         results = context.observe(model, wanted, samples=samples) if wanted else {}
         moments = {(name, gram): one for name, grams in wanted.items() for gram, one in zip(grams, results[name], strict=True)}
-        yield {name: [(one, _readers(one, moments[one.value, one.gram])) for one in readings] for name, readings in pack.items()}
+        yield {
+            name: [(one, _readers(one, moments[one.value, one.gram])) for one in readings] for name, readings in pack.items()
+        }
 
 
 def _readings(group: Group, known: Mapping[ir.Node, Layer], names: frozenset[str], samples: int) -> Iterator[Reading]:

@@ -6,7 +6,7 @@ x' is taken from the pruned network as it has become so far, so that each layer 
 the output goes into a sum with a value s' that is known by then, t is the original's sum minus s': a residual is corrected too
 (after He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", 2017, section 3.2).
 
-Both networks are replayed part by part (``graphopt.replay``): each part runs a few times, and memory does not grow with the data.
+Both networks are replayed part by part (``graphopt.replay``): each part runs a few times, and memory holds one batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Step:
         return self.layer.node.outputs[0].name or ""
 
 
-def refit(original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, context: Context, data: Dataset) -> list[Change]:
+def refit(
+    original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, context: Context, data: Dataset
+) -> list[Change]:
     """Fit the layers of ``pruned`` behind what was removed, in place.
 
     Args:
@@ -68,7 +70,10 @@ def refit(original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, 
     random = np.random.default_rng(0)
     data = data.batched(_BATCH)
     changes = []
-    with tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary, context.progress.stage("refitting", len(steps)) as step:
+    with (
+        tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary,
+        context.progress.stage("refitting", len(steps)) as step,
+    ):
         folders = [Path(temporary) / name for name in ("original", "pruned")]
         for folder in folders:
             folder.mkdir()
@@ -120,7 +125,9 @@ def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
     return kept(ids) if isinstance(ids, np.ndarray) else None
 
 
-def _moments(one: Step, before: Replay, after: Replay, mask: Array | None, samples: int, random: np.random.Generator) -> list[Moments]:
+def _moments(
+    one: Step, before: Replay, after: Replay, mask: Array | None, samples: int, random: np.random.Generator
+) -> list[Moments]:
     """Second moments of what the layer reads and ought to give, group by group; none where the shapes do not fit."""
     reads, asked = one.layer.reads.name or "", one.layer.patches
     matrix = one.layer.matrix()
@@ -153,9 +160,8 @@ def _put(found: Layer, moments: list[Moments]) -> None:
     fixed = None if found.bias is not None or found.biasable else offset
     parts = np.split(offset, len(moments))
     fitted = [
-        fit(one, start, bias=None if fixed is None else part)
-        for one, start, part in zip(moments, matrix, parts, strict=True)
+        fit(one, start, bias=None if fixed is None else part) for one, start, part in zip(moments, matrix, parts, strict=True)
     ]
-    found.put(np.stack([weights for weights, _ in fitted]), None if fixed is not None else np.concatenate([b for _, b in fitted]))
-
-
+    found.put(
+        np.stack([weights for weights, _ in fitted]), None if fixed is not None else np.concatenate([b for _, b in fitted])
+    )

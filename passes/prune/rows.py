@@ -1,7 +1,7 @@
 """Rows that a layer reads and gives, of a whole batch at once: chosen positions of each sample.
 
-    x [group, n, k]: patches of a Conv in the order of its weight's axes, or vectors along the last axis
-    t [group, n, out / group]: what the layer gives there
+x [group, n, k]: patches of a Conv in the order of its weight's axes, or vectors along the last axis
+t [group, n, out / group]: what the layer gives there
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def positions(output: Array, asked: Patches | None) -> int:
 def inputs(values: Array, asked: Patches | None, chosen: Array) -> Array:
     """Rows of a layer's input [batch, ...] at the positions ``chosen``."""
     if asked is None:
-        return values.reshape(-1, values.shape[-1])[chosen][np.newaxis]
+        return np.asarray(values.reshape(-1, values.shape[-1])[chosen][np.newaxis])
     batch, channels, *spatial = values.shape
     around = pads(asked, spatial)
     extents = [(size - 1) * dilation + 1 for size, dilation in zip(asked.kernel, asked.dilations, strict=True)]
@@ -42,7 +42,7 @@ def inputs(values: Array, asked: Patches | None, chosen: Array) -> Array:
 def outputs(values: Array, asked: Patches | None, chosen: Array) -> Array:
     """Rows of a layer's output at the same positions."""
     if asked is None:
-        return values.reshape(-1, values.shape[-1])[chosen][np.newaxis]
+        return np.asarray(values.reshape(-1, values.shape[-1])[chosen][np.newaxis])
     batch, channels = values.shape[:2]
     found = values.reshape(batch, asked.group, channels // asked.group, -1)[..., chosen]
     return found.transpose(1, 0, 3, 2).reshape(asked.group, batch * len(chosen), -1)

@@ -32,8 +32,10 @@ _NO_ENERGY = 1e-30
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads a group's units: ``matrix`` [k, out], ``covariance`` [k, k] and ``mean`` [k] of what it reads, and
-    ``unit`` [k], of which unit each row is; -1 for others."""
+    """A layer that reads a group's units.
+
+    ``matrix`` [k, out]; ``covariance`` [k, k] and ``mean`` [k] of what it reads; ``unit`` [k] of each row, -1 for other rows.
+    """
 
     matrix: Array
     covariance: Array
@@ -50,7 +52,6 @@ class Reader:
     def energy(self) -> float:
         """Variance of what the layer gives, summed over its outputs."""
         return float(np.einsum("ko,kl,lo->", self.matrix, self.covariance, self.matrix, optimize=True))
-
 
     def without(self, gone: Array) -> tuple[Array, Array]:
         """The best weights [k - rows, out] when these units are gone, and what is added to the bias [out]."""

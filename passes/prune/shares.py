@@ -51,7 +51,9 @@ def _left(units: Array, gone: Array) -> float:
 
 def node_times(model: ir.Model, found: Sequence[tuple[str, float]]) -> dict[ir.Node, float]:
     """Milliseconds by node, from names of nodes or of what they compute."""
-    by_name = {name: node for node in model.graph.all_nodes() for name in (node.name, *(out.name for out in node.outputs)) if name}
+    by_name = {
+        name: node for node in model.graph.all_nodes() for name in (node.name, *(out.name for out in node.outputs)) if name
+    }
     times: defaultdict[ir.Node, float] = defaultdict(float)
     for name, milliseconds in found:
         if name in by_name:
