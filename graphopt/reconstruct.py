@@ -7,12 +7,13 @@ that it has. Only sums over rows are needed (``Moments``), whatever the number o
 
     (P - n m m^T + l) (W - W0) = C - n m v^T - (P - n m m^T) W0,        b = v - W^T m
 
-l is a part of the mean of the diagonal, so that it does not depend on units, and W0 keeps what the data say nothing of. Solved
-by Cholesky in float64; where rounding left the matrix indefinite, l grows until it is not.
+l is a part of the mean of the diagonal, so that it does not depend on units, and W0 keeps what the data say nothing of. The
+data decide how large it is (``choose``): what was fitted to some rows is judged by others, and so is W0 itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from .contracts import Array
 
 RIDGE = 1e-4
 """l as a part of the mean of the diagonal."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""What is tried."""
 
 
 @dataclass
@@ -49,6 +52,21 @@ class Moments:
         self.targets += t.sum(axis=0, dtype=np.float64)
         self.count += len(x)
 
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.products + other.products,
+            self.cross + other.cross,
+            self.inputs + other.inputs,
+            self.targets + other.targets,
+            self.count + other.count,
+        )
+
+    def error(self, weights: Array, bias: Array) -> float:
+        """Squared error of ``weights`` [k, out] and ``bias`` [out] over the rows, less the sum of t^2."""
+        quadratic = float(((self.products @ weights) * weights).sum()) - 2 * float((self.cross * weights).sum())
+        given = weights.T @ self.inputs
+        return quadratic + float(bias @ (2 * given - 2 * self.targets + self.count * bias))
+
 
 def centred(products: Array, sums: Array, count: int) -> Array:
     """Covariance [k, k] times the number of rows."""
@@ -63,11 +81,12 @@ def solve(matrix: Array, right: Array, ridge: float = RIDGE) -> Array:
     scale = ridge * diagonal
     while True:
         try:
-            lower = np.linalg.cholesky(matrix + scale * np.eye(len(matrix)))
+            found = np.linalg.solve(matrix + scale * np.eye(len(matrix)), right)
         except np.linalg.LinAlgError:
-            scale = max(10 * scale, 1e-12 * diagonal)
-            continue
-        return np.asarray(np.linalg.solve(lower.T, np.linalg.solve(lower, right)))
+            found = np.full_like(right, np.nan)
+        if np.isfinite(found).all():
+            return found
+        scale = max(10 * scale, 1e-12 * diagonal)
 
 
 def fit(moments: Moments, start: Array, *, bias: Array | None = None, ridge: float = RIDGE) -> tuple[Array, Array]:
@@ -87,3 +106,35 @@ def fit(moments: Moments, start: Array, *, bias: Array | None = None, ridge: flo
         return weights, (moments.targets - weights.T @ moments.inputs) / max(moments.count, 1)
     cross = moments.cross - np.outer(moments.inputs, bias)
     return start + solve(moments.products, cross - moments.products @ start, ridge), bias.astype(np.float64)
+
+
+def choose(
+    fitted: Sequence[Moments], held_out: Sequence[Moments], start: Array, bias: Array, *, fixed: bool = False
+) -> list[tuple[Array, Array]] | None:
+    """Weights and biases of a layer's groups, with the ridge that is best on rows that were held out, fitted to all rows.
+
+    Args:
+        fitted: Moments of each group.
+        held_out: Of other rows.
+        start: Weights so far [group, k, out].
+        bias: Biases so far [group, out].
+        fixed: Whether biases cannot be changed.
+
+    Returns:
+        For each group weights [k, out] and bias [out]; None where nothing is better than what was.
+    """
+
+    def made(moments: Sequence[Moments], ridge: float) -> list[tuple[Array, Array]]:
+        return [
+            fit(one, weights, bias=offset if fixed else None, ridge=ridge)
+            for one, weights, offset in zip(moments, start, bias, strict=True)
+        ]
+
+    def judged(found: Iterable[tuple[Array, Array]]) -> float:
+        return sum(one.error(*pair) for one, pair in zip(held_out, found, strict=True))
+
+    errors = {ridge: judged(made(fitted, ridge)) for ridge in RIDGES}
+    best = min(errors, key=lambda ridge: errors[ridge])
+    if errors[best] >= judged(zip(start, bias, strict=True)):
+        return None
+    return made([one + other for one, other in zip(fitted, held_out, strict=True)], best)

@@ -9,7 +9,9 @@ closed form, and the outputs are compared with the original's; the error of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +24,7 @@ from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
 from graphopt.contracts import Array, Change, Context, Grade, LossyPass, Need, PassOptions, Plan, Remains, Setting, Site
+from graphopt.dataset import Batch, Dataset, Span
 
 from . import criteria, readers, refit, selection, shares
 from .layers import layers
@@ -34,7 +37,7 @@ _T = TypeVar("_T")
 _STEPS = 16
 """Settings of a group: so many even steps from none of its units to all."""
 _HARSHEST = 0.875
-_SAMPLES = 512
+_SAMPLES = 1000
 _GRADED_ON = 48
 """Samples on which the damage of each group is measured."""
 
@@ -170,6 +173,12 @@ class PruneChannels(LossyPass):
             return context.target.vector_width
         return 1
 
+    def _weighed_on(self, context: Context) -> int:
+        """Samples on which units are weighed: where there are enough, others are left to measure the damage on."""
+        assert context.data is not None, "the pass says that it needs data"
+        spare = _GRADED_ON if context.data.size >= 3 * _GRADED_ON else 0
+        return min(self.options.samples, context.data.size - spare)
+
     def _counts(self, size: int, multiple: int) -> list[int]:
         """How many units may go, from few to many."""
         if self.options.ratio is not None:
@@ -188,7 +197,7 @@ class PruneChannels(LossyPass):
             known = _Known(held)
             free = {name: group for name, group in groups.items() if group.prunable}
             with context.progress.stage("weighing channels", len(free)) as step:
-                for pack in readers.packs(model, free, context, self.options.samples):
+                for pack in readers.packs(model, free, context, self._weighed_on(context)):
                     for name, readings in pack.items():
                         group = free[name]
                         counts = self._counts(group.size, multiple) or [0]
@@ -226,7 +235,7 @@ class PruneChannels(LossyPass):
             return context.open_session(self._alone(model, site.name, _count(setting), known))
 
         with context.open_session(model) as session:
-            found = sensitivity.alone(middle, open_with, session, context.data, context.progress, _GRADED_ON)
+            found = sensitivity.alone(middle, open_with, session, _last(context.data, _GRADED_ON), context.progress, _GRADED_ON)
         return {
             one.site: one.damage / max(float(known.selections[one.site.name].error[_count(one.setting)]), 1e-12)
             for one in found
@@ -268,6 +277,19 @@ def _groups(channels: Channels) -> dict[str, Group]:
 def _middle(values: Sequence[_T]) -> _T:
     """The one that is tried to see what a group is to the outputs."""
     return values[len(values) // 2]
+
+
+def _last(data: Dataset, samples: int) -> Dataset:
+    """The last batches, of so many samples at least: where there are enough data, nothing was fitted to them."""
+    place = max((place for place, (start, _) in enumerate(data.spans) if data.size - start >= samples), default=0)
+    skipped, offset = data.spans[:place], data.spans[place][0]
+    spans = tuple((start - offset, end - offset) for start, end in data.spans[place:])
+
+    def stream(wanted: Sequence[Span]) -> Iterator[Batch]:
+        whole = (*skipped, *((start + offset, end + offset) for start, end in wanted))
+        return itertools.islice(data.stream(whole), place, None)
+
+    return dataclasses.replace(data, spans=spans, stream=stream)
 
 
 def _count(setting: Setting) -> int:

@@ -18,6 +18,8 @@ from .selection import Reader
 _PACK_BYTES = 384 << 20
 _LARGEST = 6144
 """Elements of a row at most (300 MB of moments): a layer that reads more is weighed by its weights."""
+_INDEPENDENT = 32
+"""Positions of a sample that count as rows of their own: neighbours are alike."""
 _ROWS = 20000
 """Rows that moments are made of, or a few for each element of a row."""
 
@@ -57,7 +59,8 @@ def packs(
         results = context.observe(model, wanted, samples=samples) if wanted else {}
         moments = {(name, gram): one for name, grams in wanted.items() for gram, one in zip(grams, results[name], strict=True)}
         yield {
-            name: [(one, _readers(one, moments[one.value, one.gram])) for one in readings] for name, readings in pack.items()
+            name: [(one, _readers(one, moments[one.value, one.gram], size)) for one in readings]
+            for name, readings in pack.items()
         }
 
 
@@ -86,9 +89,10 @@ def _packed(found: Mapping[str, list[Reading]]) -> Iterator[dict[str, list[Readi
         yield pack
 
 
-def _readers(reading: Reading, moments: Grams) -> list[Reader]:
+def _readers(reading: Reading, moments: Grams, samples: int) -> list[Reader]:
     matrix = reading.layer.matrix()
+    independent = min(moments.count, samples * _INDEPENDENT)
     return [
-        Reader.of(part, products, sums, moments.count, reading.units)
+        Reader.of(part, products, sums, moments.count, independent, reading.units)
         for part, products, sums in zip(matrix, moments.products, moments.sums, strict=True)
     ]

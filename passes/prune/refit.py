@@ -11,6 +11,7 @@ Both networks are replayed part by part (``graphopt.replay``): each part runs a 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import sizes
 from graphopt.axes import Channels
 from graphopt.axes.analysis import Kept
 from graphopt.contracts import Array, Change, Context
 from graphopt.dataset import Dataset
 from graphopt.graphs import site
-from graphopt.reconstruct import Moments, fit
+from graphopt.reconstruct import Moments, choose
 from graphopt.replay import Replay
 
 from . import rows
@@ -33,6 +35,10 @@ _ROWS_PER_WEIGHT = 30
 """Rows for each element of a row, at least; more than these are drawn from."""
 _LEAST_ROWS = 16384
 _BATCH = 32
+_BATCH_BYTES = 48 << 20
+"""Of the largest value in a run, where one sample is not more already."""
+_HELD_OUT = 5
+"""One of so many rows judges what is fitted to the others."""
 _LATE = 8
 """Layers after which values are kept on disk even where many cross the position."""
 
@@ -68,7 +74,7 @@ def refit(
     if not steps:
         return []
     random = np.random.default_rng(0)
-    data = data.batched(_BATCH)
+    data = data.batched(_batch(original))
     changes = []
     with (
         tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary,
@@ -89,8 +95,7 @@ def refit(
                 late = 0
             mask = _kept_along(one, channels, kept)
             moments = _moments(one, before, after, mask, data.size, random)
-            if moments:
-                _put(one.layer, moments)
+            if moments and _put(one.layer, *moments):
                 changes.append(Change(site(one.layer.node), "weights are fitted", "to give what the original gives there"))
             step(1)
     return changes
@@ -118,6 +123,13 @@ def _steps(pruned: ir.Model, channels: Channels, kept: Kept) -> list[Step]:
     return steps
 
 
+def _batch(model: ir.Model) -> int:
+    """Samples a run, so that no value takes more than some megabytes."""
+    shapes = [known.shape for known in sizes.infer(model).values() if known.shape is not None and known.shape.is_static()]
+    largest = max((4 * math.prod(shape.numpy()) for shape in shapes), default=1)
+    return max(1, min(_BATCH, _BATCH_BYTES // max(largest, 1)))
+
+
 def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
     """Which of the target's channels are left; None where they have no ids."""
     axes = channels.analysis.axes_of(one.target)
@@ -127,21 +139,21 @@ def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
 
 def _moments(
     one: Step, before: Replay, after: Replay, mask: Array | None, samples: int, random: np.random.Generator
-) -> list[Moments]:
-    """Second moments of what the layer reads and ought to give, group by group; none where the shapes do not fit."""
+) -> tuple[list[Moments], list[Moments]] | None:
+    """Second moments of each group of the layer, of rows to fit and of others; None where the shapes do not fit."""
     reads, asked = one.layer.reads.name or "", one.layer.patches
     matrix = one.layer.matrix()
     groups, k, out = matrix.shape
-    found = [Moments.empty(k, out) for _ in range(groups)]
+    found = tuple([Moments.empty(k, out) for _ in range(groups)] for _ in range(2))
     wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
     names, goal = [reads, *([one.minus] if one.minus else [])], one.target.name or ""
-    for whole, now in zip(before.run([goal]), after.run(names), strict=True):
+    for number, (whole, now) in enumerate(zip(before.run([goal]), after.run(names), strict=True)):
         target = whole[goal]
         if mask is not None and not mask.all():
             target = np.compress(mask, target, axis=1 if asked else -1)
         if one.minus:
             if now[one.minus].shape != target.shape:
-                return []
+                return None
             target = target - now[one.minus]
         batch = len(target)
         count = rows.positions(target, asked)
@@ -149,19 +161,19 @@ def _moments(
         chosen = np.sort(random.permutation(count)[: max(1, each)]) if each < count else np.arange(count)
         x, t = rows.inputs(now[reads], asked, chosen), rows.outputs(target, asked, chosen)
         if x.shape[:2] != t.shape[:2]:
-            return []
-        for moments, xs, ts in zip(found, x, t, strict=True):
-            moments.add(xs, ts)
-    return found
+            return None
+        rest = round(x.shape[1] * (1 - 1 / _HELD_OUT)) if x.shape[1] >= _HELD_OUT else int(number % _HELD_OUT < _HELD_OUT - 1)
+        for fitted, held_out, xs, ts in zip(*found, x, t, strict=True):
+            fitted.add(xs[:rest], ts[:rest])
+            held_out.add(xs[rest:], ts[rest:])
+    return found[0], found[1]
 
 
-def _put(found: Layer, moments: list[Moments]) -> None:
+def _put(found: Layer, fitted: list[Moments], held_out: list[Moments]) -> bool:
+    """Fit the layer; whether that changes it."""
     matrix, offset = found.matrix(), found.offset()
-    fixed = None if found.bias is not None or found.biasable else offset
-    parts = np.split(offset, len(moments))
-    fitted = [
-        fit(one, start, bias=None if fixed is None else part) for one, start, part in zip(moments, matrix, parts, strict=True)
-    ]
-    found.put(
-        np.stack([weights for weights, _ in fitted]), None if fixed is not None else np.concatenate([b for _, b in fitted])
-    )
+    fixed = found.bias is None and not found.biasable
+    better = choose(fitted, held_out, matrix, offset.reshape(len(matrix), -1), fixed=fixed)
+    if better is not None:
+        found.put(np.stack([weights for weights, _ in better]), None if fixed else np.concatenate([bias for _, bias in better]))
+    return better is not None

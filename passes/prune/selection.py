@@ -25,6 +25,8 @@ from graphopt.contracts import Array
 from graphopt.reconstruct import centred, solve
 
 _RIDGE = 1e-3
+_FEW = 0.1
+"""What is added to variances for each element of a row, as a part of the mean, divided by the number of rows."""
 _AT_ONCE = 64
 """Of a large group this part of the units goes before what is left is weighed again: 1 / 64."""
 _NO_ENERGY = 1e-30
@@ -43,10 +45,17 @@ class Reader:
     unit: Array
 
     @classmethod
-    def of(cls, matrix: Array, products: Array, sums: Array, count: int, unit: Array) -> Reader:
-        """From second moments of what the layer reads."""
+    def of(cls, matrix: Array, products: Array, sums: Array, count: int, independent: int, unit: Array) -> Reader:
+        """From second moments of what the layer reads, of so many rows that have little to do with one another.
+
+        From few rows the smallest variances come out too small, as if what is left could stand in for anything: a part of the
+        mean is added to all.
+        """
         rows = max(count, 1)
-        return cls(matrix, centred(products, sums, count) / rows, sums / rows, unit)
+        covariance = centred(products, sums, count) / rows
+        part = max(_RIDGE, _FEW * len(matrix) / max(independent, 1))
+        covariance += part * max(float(np.trace(covariance)) / len(matrix), _NO_ENERGY) * np.eye(len(matrix))
+        return cls(matrix, covariance, sums / rows, unit)
 
     @property
     def energy(self) -> float:
@@ -57,7 +66,7 @@ class Reader:
         """The best weights [k - rows, out] when these units are gone, and what is added to the bias [out]."""
         stay = ~np.isin(self.unit, gone)
         left = self.covariance[stay]
-        weights = solve(left[:, stay], left @ self.matrix)
+        weights = self.matrix[stay] + solve(left[:, stay], left[:, ~stay] @ self.matrix[~stay])
         return weights, self.matrix.T @ self.mean - weights.T @ self.mean[stay]
 
 
@@ -108,8 +117,7 @@ class _State:
     @classmethod
     def of(cls, reader: Reader, size: int) -> _State:
         covariance = reader.covariance
-        scale = _RIDGE * max(float(np.trace(covariance)) / len(covariance), _NO_ENERGY)
-        inverse = np.linalg.inv(covariance + scale * np.eye(len(covariance)))
+        inverse = np.linalg.inv(covariance)
         rows = {unit: np.flatnonzero(reader.unit == unit) for unit in range(size)}
         return cls(reader.matrix / np.sqrt(max(reader.energy, _NO_ENERGY)), inverse, rows)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from pruning import correlated, error, prune
 from pydantic import ValidationError
 
 from graphopt import allocate, cost, model
@@ -17,7 +19,6 @@ from channels import Net
 from channels import feed as normal
 from helpers import assert_same_outputs, run
 from observing import context
-from pruning import correlated, error, prune
 
 
 def residual() -> ir.Model:
@@ -165,7 +166,7 @@ def test_the_frontier_meets_a_number_of_macs_with_little_to_spare() -> None:
         parts = [left(plan) for plan in plans]
     assert parts == sorted(parts)
     assert parts[0] < 0.3
-    assert max(b - a for a, b in zip(parts, parts[1:], strict=False)) < 0.1
+    assert max(b - a for a, b in itertools.pairwise(parts)) < 0.1
 
 
 def test_a_grade_foresees_what_its_setting_saves() -> None:

@@ -1,0 +1,118 @@
+"""``graphopt optimize --recipe prune`` without labels or training: accuracy on labelled data and measured speed, by MACs left.
+
+Each model is pruned to a part of its multiply-accumulates on unlabelled calibration data; the file that is written is evaluated on
+other, labelled data, and timed against the original, interleaved, on one thread. Needs GRAPHOPT_ZOO.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+
+_IMAGENET = ("data/imagenet/calib", "data/imagenet/eval")
+_CIFAR = ("data/cifar10/calib.npz", "data/cifar10/eval.npz")
+_TORCH = "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its data, and the parts of its MACs that are to remain, each with the accuracy that is the goal."""
+
+    model: str
+    calibration: str
+    labelled: str
+    left: dict[float, str]
+    images: str = ""
+
+
+CASES = (
+    Case("cifar_resnet56", *_CIFAR, {0.81: "0.925", 0.69: "0.920", 0.5: "0.900"}),
+    Case("cifar_resnet20", *_CIFAR, {0.8: ""}),
+    Case("mobilenet_v1_025", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, _TORCH),
+    Case(
+        "mobilenet_v2",
+        *_IMAGENET,
+        {0.9: "", 0.8: "", 0.7: ""},
+        "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
+    ),
+    Case(
+        "squeezenet1_1", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"
+    ),
+)
+
+
+def main() -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--only", nargs="*", metavar="MODEL", help="these models only")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    rows: list[Sequence[object]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for case in CASES:
+            if options.only and case.model not in options.only:
+                continue
+            for left, goal in case.left.items():
+                found = pruned(case, left, Path(temporary) / f"{case.model}-{left}.onnx")
+                figures[f"{case.model} {left}"] = found
+                rows.append(row(case, left, goal, found))
+                print(*rows[-1], flush=True)
+    header = ("model", "MACs", "top-1 before", "top-1", "goal", "parameters", "speed", "CPU s", "peak MB")
+    text = (
+        "No labels and no training: the calibration data have no labels, and top-1 is of other images. *MACs* and *parameters* "
+        "are what is left. *Speed* is against the original, by CPU time on one thread, interleaved, with its 95 % interval. "
+        "*CPU s* and *peak* are of the whole call: pruning, fitting, evaluating and timing."
+    )
+    common.publish("prune", "Pruned channels", [text, common.table(header, rows)], figures, options)
+
+
+def pruned(case: Case, left: float, out: Path) -> dict[str, Any]:
+    """What the command made of a model: its report's figures, or ``failed``."""
+    zoo = common.zoo()
+    ran = common.graphopt(
+        "optimize",
+        zoo / "models" / f"{case.model}.onnx",
+        *("-o", out, "--recipe", "prune", "--set", f"prune.channels.macs={left}"),
+        *("--data", zoo / case.calibration, "--eval", zoo / case.labelled, "--max-drop", 1, "--json"),
+        *(["--images", case.images] if case.images else []),
+    )
+    if not ran.stdout.startswith("{"):
+        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}
+    report = json.loads(ran.stdout)
+    if report["output"] is None:
+        return {"failed": report["verdict"]}
+    return {
+        "macs": report["output"]["macs"] / report["input"]["macs"],
+        "parameters": report["output"]["parameters"] / report["input"]["parameters"],
+        "before": report["validation"]["metric"]["before"],
+        "after": report["validation"]["metric"]["after"],
+        **{name: report["timing"][name] for name in ("speedup", "speedup_low", "speedup_high")},
+        "cpu_seconds": ran.cpu_seconds,
+        "peak_bytes": ran.peak_rss_bytes,
+    }
+
+
+def row(case: Case, left: float, goal: str, found: dict[str, Any]) -> Sequence[object]:
+    """A line of the table."""
+    if "failed" in found:
+        return (case.model, f"{left:.2f}", "", found["failed"].replace("|", "/").replace("\n", " "), goal, "", "", "", "")
+    return (
+        case.model,
+        f"{found['macs']:.3f}",
+        f"{found['before']:.4f}",
+        f"{found['after']:.4f}",
+        goal,
+        f"{found['parameters']:.2f}",
+        f"{found['speedup']:.2f} ({found['speedup_low']:.2f} to {found['speedup_high']:.2f})",
+        f"{found['cpu_seconds']:.1f}",
+        f"{found['peak_bytes'] / 1e6:.0f}",
+    )
+
+
+if __name__ == "__main__":
+    main()
