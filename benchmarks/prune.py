@@ -1,12 +1,13 @@
 """``graphopt optimize --recipe prune`` without labels or training: accuracy on labelled data and measured speed, by MACs left.
 
-Each model is pruned to a part of its multiply-accumulates on unlabelled calibration data; the file that is written is evaluated on
-other, labelled data, and timed against the original, interleaved, on one thread. Needs GRAPHOPT_ZOO.
+Each model is pruned to a part of its multiply-accumulates on unlabelled calibration data; the file that is written is
+evaluated on other, labelled data, and timed against the original, interleaved, on one thread. Needs GRAPHOPT_ZOO.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,9 +42,7 @@ CASES = (
         {0.9: "", 0.8: "", 0.7: ""},
         "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
     ),
-    Case(
-        "squeezenet1_1", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"
-    ),
+    Case("squeezenet1_1", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"),
 )
 
 
@@ -66,7 +65,7 @@ def main() -> None:
     text = (
         "No labels and no training: the calibration data have no labels, and top-1 is of other images. *MACs* and *parameters* "
         "are what is left. *Speed* is against the original, by CPU time on one thread, interleaved, with its 95 % interval. "
-        "*CPU s* and *peak* are of the whole call: pruning, fitting, evaluating and timing."
+        "*CPU s* and *peak* are of the whole call, on one thread: pruning, fitting, evaluating and timing."
     )
     common.publish("prune", "Pruned channels", [text, common.table(header, rows)], figures, options)
 
@@ -74,12 +73,19 @@ def main() -> None:
 def pruned(case: Case, left: float, out: Path) -> dict[str, Any]:
     """What the command made of a model: its report's figures, or ``failed``."""
     zoo = common.zoo()
-    ran = common.graphopt(
-        "optimize",
-        zoo / "models" / f"{case.model}.onnx",
-        *("-o", out, "--recipe", "prune", "--set", f"prune.channels.macs={left}"),
-        *("--data", zoo / case.calibration, "--eval", zoo / case.labelled, "--max-drop", 1, "--json"),
-        *(["--images", case.images] if case.images else []),
+    ran = common.run(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "graphopt",
+            "optimize",
+            zoo / "models" / f"{case.model}.onnx",
+            *("-o", out, "--recipe", "prune", "--set", f"prune.channels.macs={left}"),
+            *("--data", zoo / case.calibration, "--eval", zoo / case.labelled, "--max-drop", 1, "--json"),
+            *(["--images", case.images] if case.images else []),
+        ],
+        env={"OPENBLAS_NUM_THREADS": "1"},
     )
     if not ran.stdout.startswith("{"):
         return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}

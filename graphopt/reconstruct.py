@@ -24,6 +24,8 @@ RIDGE = 1e-4
 """l as a part of the mean of the diagonal."""
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """What is tried."""
+_LARGE = 2400
+"""Of layers that read longer rows, whose equations take long to solve, one ridge is tried."""
 
 
 @dataclass
@@ -133,7 +135,7 @@ def choose(
     def judged(found: Iterable[tuple[Array, Array]]) -> float:
         return sum(one.error(*pair) for one, pair in zip(held_out, found, strict=True))
 
-    errors = {ridge: judged(made(fitted, ridge)) for ridge in RIDGES}
+    errors = {ridge: judged(made(fitted, ridge)) for ridge in (RIDGES if start.shape[1] <= _LARGE else RIDGES[2:3])}
     best = min(errors, key=lambda ridge: errors[ridge])
     if errors[best] >= judged(zip(start, bias, strict=True)):
         return None

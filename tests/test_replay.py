@@ -89,4 +89,4 @@ def test_values_that_a_subgraph_reads_are_kept_for_it(tmp_path: Path) -> None:
         replay.advance(replay.position_of("y"))
         assert replay.crossing(replay.position) == ["c", "a", "b"]
         [found] = replay.run(["y"])
-    np.testing.assert_array_equal(found["y"], [[0.0, 0.0]])
+    np.testing.assert_array_equal(found["y"], [[0.0, 2.0]])

@@ -144,7 +144,8 @@ class PruneChannels(LossyPass):
         }
         original = models.clone(model)
         kept = keeping(found, removal)
-        changes += axes.remove(model, found, removal)
+        changes += self._told(model, groups, removal)
+        axes.remove(model, found, removal)
         if self.options.reconstruct and not context.draft:
             assert context.data is not None, "the pass says that it needs data"
             data = context.data.first(self.options.samples)
@@ -172,6 +173,21 @@ class PruneChannels(LossyPass):
         if self.options.latency is not None or (timed and not self.decided()):
             return context.target.vector_width
         return 1
+
+    def _told(self, model: ir.Model, groups: Mapping[str, Group], removal: Mapping[Group, Array]) -> list[Change]:
+        """What goes, group by group, and what that saves."""
+        macs = {node: count or 0 for node, count in cost.node_macs(model).items()}
+        whole = max(sum(macs.values()), 1)
+        names = {group: name for name, group in groups.items()}
+        changes = []
+        for group, gone in removal.items():
+            saved = shares.saved(group, gone, macs, {})
+            what = f"{group.size - len(gone)} of {group.size} channels are left"
+            why = f"alone it saves {saved.macs / whole:.1%} of the MACs and {saved.bytes / 1e3:.1f} kB"
+            tied = len({use.node for use in group.producers}) - 1
+            also = f"; tied to those of {tied} more" if tied else ""
+            changes.append(Change(names[group], what, f"the layers that read it lose least without these: {why}{also}"))
+        return changes
 
     def _weighed_on(self, context: Context) -> int:
         """Samples on which units are weighed: where there are enough, others are left to measure the damage on."""

@@ -16,8 +16,9 @@ from .layers import Layer, layers
 from .selection import Reader
 
 _PACK_BYTES = 384 << 20
-_LARGEST = 6144
-"""Elements of a row at most (300 MB of moments): a layer that reads more is weighed by its weights."""
+_LARGEST = 2400
+"""Elements of a row at most (46 MB of moments, seconds to invert): what reads more is not asked; a group is then weighed by
+the weights that make it."""
 _INDEPENDENT = 32
 """Positions of a sample that count as rows of their own: neighbours are alike."""
 _ROWS = 20000

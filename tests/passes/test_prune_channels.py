@@ -134,7 +134,7 @@ def test_a_residual_sum_is_met_rather_than_each_branch() -> None:
 def test_what_stands_before_the_removal_stays_as_it_was() -> None:
     before = residual()
     pruned = prune(before, normal(before, 32), ratio=0.5, only="conv2")  # the inner convolution
-    assert [change.site for change in pruned.changes if "units" in change.what] == ["conv2"]
+    assert [change.site for change in pruned.changes if "channels are left" in change.what] == ["conv2"]
     stem = before.graph.node(0)
     untouched = {value.name: value.const_value for value in stem.inputs[1:] if value is not None}
     for name, tensor in untouched.items():
