@@ -262,13 +262,18 @@ class PruneChannels(LossyPass):
         candidate = models.clone(model)
         found = axes.analyse(candidate)
         group = _groups(found)[name]
-        axes.remove(candidate, found, {group: known.selections[name].order[:count]})
-        if self.options.reconstruct and known.fitted[name]:
-            for layer in layers(candidate).values():
-                parts = known.fitted[name].get(layer.weight.name or "")
-                if parts:
-                    shift = np.concatenate([added for _, added in parts])
-                    layer.put(np.stack([weights for weights, _ in parts]), layer.offset() + shift)
+        gone = known.selections[name].order[:count]
+        made = {use.value.name: ~np.isin(use.units, gone) for use in group.producers}
+        axes.remove(candidate, found, {group: gone})
+        for layer in layers(candidate).values() if self.options.reconstruct else ():
+            parts = known.fitted[name].get(layer.weight.name or "")
+            if not parts or (len(parts) > 1 and layer.weight.name in made):
+                continue
+            weights, shift = np.stack([one for one, _ in parts]), np.concatenate([added for _, added in parts])
+            if len(shift) != len(layer.offset()):  # the layer makes units of the group too
+                stay = made[layer.weight.name]
+                weights, shift = weights[:, :, stay], shift[stay]
+            layer.put(weights, layer.offset() + shift)
         return candidate
 
 

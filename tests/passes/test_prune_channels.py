@@ -8,7 +8,6 @@ import itertools
 import numpy as np
 import onnx_ir as ir
 import pytest
-from pruning import correlated, error, prune
 from pydantic import ValidationError
 
 from graphopt import allocate, cost, model
@@ -19,6 +18,7 @@ from channels import Net
 from channels import feed as normal
 from helpers import assert_same_outputs, run
 from observing import context
+from pruning import correlated, error, prune
 
 
 def residual() -> ir.Model:

@@ -1,0 +1,74 @@
+"""The recipe ``prune`` end to end: goals, budgets, and what the report says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt import optimize
+from graphopt.errors import UsageError
+from graphopt.report.schema import Report
+
+from helpers import run, small_cnn, write
+
+
+def ran(folder: Path, *settings: str, max_drop: float | None = None, **options: object) -> tuple[Report, Path]:
+    """Prune a small network on 150 random images."""
+    images = np.random.default_rng(0).standard_normal((150, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", x=images)
+    out = folder / "out.onnx"
+    report = optimize(
+        write(small_cnn(channels=16), folder / "m.onnx"),
+        out,
+        recipe="prune",
+        data=str(folder / "data.npz"),
+        settings=[f"prune.channels.{one}" for one in settings],
+        max_drop=max_drop,
+        timing=False,
+        **options,  # type: ignore[arg-type]
+    )
+    return report, out
+
+
+def test_at_most_the_wanted_part_of_the_macs_is_left(tmp_path: Path) -> None:
+    report, out = ran(tmp_path, "macs=0.6", max_drop=1.0)
+    assert report.passed
+    assert report.output is not None
+    assert report.input.macs
+    assert report.output.macs
+    assert 0.45 < report.output.macs / report.input.macs <= 0.6
+    assert report.output.parameters < report.input.parameters
+    for batch in (1, 2):
+        [y] = run(onnx.load(out), {"x": np.zeros((batch, 3, 8, 8), np.float32)}).values()
+        assert y.shape == (batch, 10)
+
+
+def test_the_report_says_of_each_group_what_is_left_or_why_nothing_went(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "ratio=0.25", max_drop=1.0)
+    changes = {(change.site, change.what): change.why for change in report.passes[-1].changes}
+    [why] = [why for (name, what), why in changes.items() if name == "conv1" and what == "12 of 16 channels are left"]
+    assert "MACs" in why
+    assert "output of the model" in changes["gemm", "left alone"]
+
+
+def test_a_goal_that_cannot_be_reached_is_said_and_nothing_is_pruned(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "macs=0.001", max_drop=1.0)
+    assert not report.passes[-1].kept
+    assert "at the harshest" in report.passes[-1].why
+
+
+def test_a_budget_without_a_goal_removes_as_much_as_it_allows(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, max_drop=0.9)
+    assert report.passed
+    assert report.passes[-1].kept
+    assert report.output is not None
+    assert report.output.parameters < 0.5 * report.input.parameters
+
+
+@pytest.mark.parametrize("setting", ["ratio=1.5", "macs=0", "criterion=best", "rato=0.3"])
+def test_wrong_options_are_a_users_error(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        ran(tmp_path, setting)
