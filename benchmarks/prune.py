@@ -67,6 +67,8 @@ def main() -> None:
         "are what is left. *Speed* is against the original, by CPU time on one thread, interleaved, with its 95 % interval. "
         "*CPU s* and *peak* are of the whole call, on one thread: pruning, fitting, evaluating and timing."
     )
+    if options.only:
+        text += f" Measured with `--only {' '.join(options.only)}`."
     common.publish("prune", "Pruned channels", [text, common.table(header, rows)], figures, options)
 
 
