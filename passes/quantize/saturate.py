@@ -80,7 +80,7 @@ def bounds(layers: Sequence[Layer]) -> dict[str, Saturation]:
     found: dict[str, Saturation] = {}
     for layer in layers:
         if not _is_depthwise(layer):
-            candidates = [risky(group) for group in _kernel_weight(layer)]
+            candidates = [risky(group) for group in kernel_weight(layer)]
             count, size = (sum(int(of(c)) for c in candidates) for of in (np.sum, np.size))
             found[layer.name] = Saturation(count, size, 0, 0, 0.0)
     return found
@@ -94,7 +94,7 @@ def check(model: ir.Model, layers: Sequence[Layer], context: Context) -> dict[st
     kept = context.observe(model, {name: [Keep(_SAMPLES, _KEPT_BYTES)] for name in names.values()})
     for layer in waiting:
         [values] = kept[names[layer.name]]
-        parts = zip(_kernel_weight(layer), _kernel_rows(layer, values.joined()), strict=True)
+        parts = zip(kernel_weight(layer), kernel_rows(layer, values.joined()), strict=True)
         found[layer.name] = _together([simulate(weight, rows) for weight, rows in parts])
     return found
 
@@ -121,7 +121,7 @@ def _is_depthwise(layer: Layer) -> bool:
     return layer.node.op_type == "Conv" and groups > 1 and layer.weight.shape[:2] == (groups, 1)
 
 
-def _kernel_weight(layer: Layer) -> Array:
+def kernel_weight(layer: Layer) -> Array:
     """[groups, out / groups, K] in the kernel's order."""
     rows = np.moveaxis(layer.weight, layer.axis, 0)
     if layer.node.op_type == "Conv":
@@ -130,7 +130,7 @@ def _kernel_weight(layer: Layer) -> Array:
     return rows.reshape(groups, len(rows) // groups, -1)
 
 
-def _kernel_rows(layer: Layer, values: Array) -> Array:
+def kernel_rows(layer: Layer, values: Array) -> Array:
     """u8 [groups, rows, K] in the kernel's order, of what the layer reads; at most ``_ROWS`` of them."""
     conv = layer.node.op_type == "Conv"
     rows = gram.rows(values.astype(np.float32), gram.patches(layer.node) if conv else None, _ROWS)
