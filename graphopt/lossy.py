@@ -214,7 +214,7 @@ class Work:
         candidate = model.clone(self.before.model)
         self.rewrite.apply(candidate, plan, replace(self.context, draft=True))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(candidate, self.path, self.trial.external_data)
+        model.save(candidate, self.path, self.trial.external_data, durable=False)
         return candidate
 
     # ------------------------------------------------------------------------------------------------------------- measuring

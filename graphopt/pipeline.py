@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, evaluate, inspection, metrics, model, observe, targets, verdict
+from . import __version__, evaluate, inspection, metrics, model, observe, sizes, targets, verdict
 from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
@@ -39,6 +39,8 @@ from .targets import Target
 from .trial import Trial, is_narrowed
 from .verdict import Judgement
 
+RUN_BYTES = 16 << 20
+"""The largest value of one run of a model on the user's data."""
 LISTED_CHANGES = 5000
 """Changes listed per pass in the report; the rest is counted."""
 
@@ -158,14 +160,14 @@ class Run:
 
     def _open_model(self, candidate: ir.Model) -> Session:
         """The session factory that passes are given."""
-        folder = Path(tempfile.mkdtemp(dir=self.temporary))
-        return self._open(model.save(candidate, folder / "model.onnx").path)
+        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
+            return self._open(model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
 
     def _profile(self, candidate: ir.Model) -> Sequence[NodeTime]:
         """Time per node of a model that a pass asks about."""
         assert self.evidence is not None
-        folder = Path(tempfile.mkdtemp(dir=self.temporary))
-        return self.evidence.profile(model.save(candidate, folder / "model.onnx").path)
+        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
+            return self.evidence.profile(model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
 
     def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
         """What a pass of this run may use."""
@@ -206,6 +208,7 @@ class Run:
             if checks is None and self.session is not None:
                 checks = generate(as_fed, dims=self.dims, seed=job.seed, runs=self.session.accepts)
                 self.notes.append("Inputs were generated: they show agreement and speed, not accuracy.")
+        given, checks = self._in_runs(as_fed, given), self._in_runs(as_fed, checks)
         for dataset in (given, checks):
             self.notes += [] if dataset is None else [note for note in dataset.notes if note not in self.notes]
         if self.session is None or checks is None:
@@ -230,6 +233,13 @@ class Run:
             progress=self.progress,
         )
         return given or checks, evidence
+
+    def _in_runs(self, as_fed: ir.Model, data: Dataset | None) -> Dataset | None:
+        """The data in batches that are small enough: a runtime keeps the memory of its largest run, in every session."""
+        if data is None or not data.splittable:
+            return data
+        feed = next(data.batched(1).batches()).feed
+        return data.batched(max(1, min(data.batch, RUN_BYTES // sizes.largest_bytes(as_fed, feed))))
 
     def _key(self) -> dict[str, object]:
         """What decides the result; a journal is resumed only when all of it is the same."""

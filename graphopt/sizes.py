@@ -7,6 +7,7 @@ by -1, ...) are computed here with the given sizes, and inference is run again u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,21 @@ def infer(model: ir.Model, dims: Mapping[str, int] | None = None, batch: int = 1
     found = _follow(model, stated, constants)
     believed = _believed(model, found, sizes) if believe else {}
     return _follow(model, {**stated, **believed}, constants) if believed else found
+
+
+def largest_bytes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> int:
+    """Bytes of the largest value that is computed from a feed, as far as sizes are known; 1 where none is."""
+    dims: dict[str, int] = {}
+    for value in model.graph.inputs:
+        if value.shape is not None and value.name and value.name in feed:
+            pairs = zip(value.shape, feed[value.name].shape, strict=False)
+            dims.update({dim.value: size for dim, size in pairs if isinstance(dim, ir.SymbolicDim) and dim.value})
+    largest = 1
+    for value, known in infer(model, dims).items():
+        shape, kind = known.shape, known.type
+        if shape is not None and shape.is_static() and isinstance(kind, ir.TensorType) and not value.is_initializer():
+            largest = max(largest, math.ceil(math.prod(shape.numpy()) * kind.dtype.itemsize))
+    return largest
 
 
 def _follow(model: ir.Model, stated: Facts, constants: dict[ir.Value, ir.TensorProtocol]) -> Facts:

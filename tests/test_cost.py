@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from graphopt import cost
+from graphopt import cost, sizes
 from graphopt.model import load
 
 from helpers import from_text, small_cnn
@@ -68,6 +69,14 @@ def test_unknown_sizes_make_the_count_unknown_unless_they_are_given():
     assert macs(model, {"T": 10}) == 10 * 8 * 4
     counts = cost.node_macs(ir.from_proto(from_text(model)))
     assert [counts[node] for node in counts] == [0, None]
+
+
+def test_the_largest_value_of_a_run_is_known_from_a_feed():
+    model = ir.from_proto(
+        from_text("g (float[N, T, 8] x, float[8, 4] w) => (float[N, T, 4] y) { a = Relu(x)  y = MatMul(a, w) }")
+    )
+    assert sizes.largest_bytes(model, {"x": np.zeros((2, 10, 8), np.float32)}) == 4 * 2 * 10 * 8
+    assert sizes.largest_bytes(model, {"x": np.zeros((1, 10, 8), np.float32)}) == 4 * 10 * 8
 
 
 def test_inference_wins_over_what_the_file_states():

@@ -73,6 +73,11 @@ class Dataset:
         return self.spans[-1][1]
 
     @property
+    def batch(self) -> int:
+        """Samples of the largest batch."""
+        return max(stop - start for start, stop in self.spans)
+
+    @property
     def labelled(self) -> bool:
         """Whether each sample has a label."""
         return self.labels_dtype is not None

@@ -58,6 +58,8 @@ def save(
     path: str | Path,
     external_data: ExternalData = "auto",
     data_name: str | None = None,
+    *,
+    durable: bool = True,
 ) -> Saved:
     """Write ``model`` to ``path``; what is there is replaced as a whole. The model stays as it is.
 
@@ -67,6 +69,7 @@ def save(
         external_data: Whether the weights go to a file of their own; ``auto``: from 1.5 GB on.
         data_name: Name of that file, in the folder of ``path``. By default ``STEM.HASH.data``; with a name of your own, a
             crash between the two renames can leave an old model with new data.
+        durable: Whether to wait until the disk has it; not needed for a file that is only tried.
 
     Raises:
         UsageError: The place cannot be written to, or the weights do not fit where they shall go. Nothing is changed then.
@@ -78,8 +81,8 @@ def save(
     large = [place for place in places(model) if is_large(place.tensor)]
     try:
         if external and large:
-            return _save_external(model, large, path, data_name)
-        return _save_embedded(model, large, path)
+            return _save_external(model, large, path, data_name, durable)
+        return _save_embedded(model, large, path, durable)
     except OSError as error:
         raise UsageError(
             f"the model could not be written: {error.strerror or error}",
@@ -105,7 +108,7 @@ def move(source: Path, path: Path) -> None:
         raise UsageError(f"the model could not be put in place: {error.strerror or error}", where=str(path)) from error
 
 
-def _save_embedded(model: ir.Model, large: list[Place], path: Path) -> Saved:
+def _save_embedded(model: ir.Model, large: list[Place], path: Path, durable: bool) -> Saved:
     index = {place.owner: number for number, place in enumerate(large)}
     skeleton = _serialize(
         model, lambda place: wire.placeholder(place.tensor, index[place.owner]) if place.owner in index else None
@@ -119,12 +122,12 @@ def _save_embedded(model: ir.Model, large: list[Place], path: Path) -> Saved:
                 sink.write(piece)
             else:
                 sink.write_tensor(piece)
-        sink.flush()
+        sink.flush(durable)
         _replace(model, path, temporary)
     return Saved(path, None, sink.bytes, sink.digest())
 
 
-def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: str | None) -> Saved:
+def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: str | None, durable: bool) -> Saved:
     with _temporary(path) as (data_file, temporary_data), _temporary(path) as (file, temporary):
         data, sink = _Sink(data_file), _Sink(file)
         offsets = _write_data(large, data)
@@ -138,8 +141,8 @@ def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: s
         skeleton = _serialize(model, at_its_place)
         _check_size(len(skeleton), path)
         sink.write(skeleton)
-        data.flush()
-        sink.flush()
+        data.flush(durable)
+        sink.flush(durable)
         _replace(model, path, temporary, data_path, temporary_data)
     return Saved(path, data_path, sink.bytes + data.bytes, sink.digest())
 
@@ -309,10 +312,11 @@ class _Sink:
                 f"the tensor {tensor.name!r} holds {self.bytes - before} bytes, but its type and shape need {tensor.nbytes}"
             )
 
-    def flush(self) -> None:
-        """Wait until the disk has it."""
+    def flush(self, durable: bool) -> None:
+        """Hand everything to the system; wait until the disk has it if it shall be durable."""
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if durable:
+            os.fsync(self._file.fileno())
 
     def digest(self) -> str:
         return self._sha.hexdigest()

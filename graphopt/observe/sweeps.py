@@ -26,7 +26,7 @@ BATCH_BYTES = 64 << 20
 SWEEP_BYTES = 256 << 20
 """Wanted values of one sample that are observed in one sweep; more need several."""
 _BATCH = 32
-"""Samples a run at most."""
+"""Samples a run at most, and no more than the data come with: the runtime holds other values too."""
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 
 
@@ -76,7 +76,7 @@ def plan(model: ir.Model, names: Sequence[str], data: Dataset) -> Plan:
             loads.append(0)
         sweeps[-1].append(name)
         loads[-1] += size
-    batch = max(1, min(_BATCH, BATCH_BYTES // max(1, *loads)))
+    batch = max(1, min(_BATCH, data.batch, BATCH_BYTES // max(1, *loads)))
     return Plan(tuple(map(tuple, sweeps)), data.batched(batch), types)
 
 

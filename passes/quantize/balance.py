@@ -53,7 +53,7 @@ class Reader:
 
     node: ir.Node
     weight: Array | None
-    """float64."""
+    """As the model holds it: no copy."""
     columns: Array
     """Classes of the weight's input channels, broadcasting with the weight; without one, of the input's."""
     factors: tuple[Factor, ...]
@@ -200,8 +200,7 @@ def find(model: ir.Model, analysis: Scaling, context: Context, samples: int) -> 
         factors = tuple(factor for factor in analysis.factors if factor.node is node and factor.index == 1)
         made_here = [analysis.roots(factor.ids) for factor in factors if factor.power < 0]
         importance = read[made_here[0]] if made_here else np.ones(1)
-        weight = tensor.numpy().astype(np.float64)
-        readers.append(Reader(node, weight, analysis.roots(columns[node].ids), factors, *statistics, importance))
+        readers.append(Reader(node, tensor.numpy(), analysis.roots(columns[node].ids), factors, *statistics, importance))
     return [group for group in _connected(readers, made) if any(reader.weight is not None for reader in group.readers)]
 
 
@@ -330,7 +329,7 @@ def _noise(group: Group, analysis: Scaling, scales: Array, style: Quantization) 
         if reader.weight is None:
             total = float((rounding * scales[reader.columns] ** 2 * reader.importance).sum())
         else:
-            weight, rows = reader.weight, np.ones(1)
+            weight, rows = reader.weight.astype(np.float64), np.ones(1)
             for factor in reader.factors:
                 weight = weight * scales[analysis.roots(factor.ids)] ** factor.power
                 rows = rows * (scales[analysis.roots(factor.ids)] if factor.power < 0 else 1.0)

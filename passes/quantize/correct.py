@@ -11,7 +11,6 @@ samples as fit into ``LIMIT_BYTES``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,9 +18,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import model as models
 from graphopt import sizes
-from graphopt.contracts import Array, Context, Feed
+from graphopt.contracts import Array, Context
 from graphopt.observe import ChannelMean
 from graphopt.shapes import subgraphs
 
@@ -173,10 +171,5 @@ def _mean(values: Sequence[Array], axis: int) -> Array:
 def _fitting(model: ir.Model, context: Context, samples: int) -> int:
     """How many samples can be kept."""
     assert context.data is not None
-    feed: Feed = next(context.data.batched(1).batches()).feed
-    specs = models.input_specs(model)
-    pairs = (pair for spec in specs for pair in zip(spec.shape or (), feed[spec.name].shape, strict=False))
-    found = sizes.infer(model, {dim: size for dim, size in pairs if isinstance(dim, str)})
-    shapes = [known.shape for known in found.values() if known.shape is not None and known.shape.is_static()]
-    largest = max((4 * math.prod(shape.numpy()) for shape in shapes), default=1)
-    return max(8, min(samples, LIMIT_BYTES // max(1, largest)))
+    feed = next(context.data.batched(1).batches()).feed
+    return max(8, min(samples, LIMIT_BYTES // sizes.largest_bytes(model, feed)))

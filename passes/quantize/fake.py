@@ -94,7 +94,7 @@ def divergence(reference: Session, candidate: Session, data: Dataset, skipped: i
     logs: list[float] = []
     seen = 0
     data = data.first(samples)
-    for batch in data.batched(min(32, max(1, data.size // 2))).batches():
+    for batch in data.batched(min(data.batch, max(1, data.size // 2))).batches():
         seen += batch.samples
         if seen <= skipped and seen < data.size:
             continue
