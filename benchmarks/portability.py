@@ -233,6 +233,8 @@ def page(files: dict[str, dict[str, Any]], samples: int, processor: str) -> str:
         f"`cpu-any`: it {kept} (largest {worst['cpu-any']:.4f}). A file for `cpu` promises nothing without VNNI (largest "
         f"{worst['cpu']:.4f})."
     )
+    if left := [name for name in MODELS if not any(file.startswith(f"{name}, ") for file in files)]:
+        text += f" Not measured this time (`--only`): {', '.join(left)}."
     return f"{text}\n\n{common.table(header, rows)}"
 
 
