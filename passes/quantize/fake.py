@@ -79,8 +79,7 @@ def noise(model: ir.Model, context: Context, samples: int) -> float:
     """
     assert context.data is not None
     half = max(1, min(samples, context.data.size) // 2)
-    candidate = quantized(model, context, half)
-    with context.open_session(model) as first, context.open_session(candidate) as second:
+    with context.open_session(quantized(model, context, half)) as second, context.open_session(model) as first:
         return divergence(first, second, context.data, half, samples)
 
 

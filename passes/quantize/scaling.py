@@ -54,6 +54,8 @@ class Scaling:
         self.values: dict[ir.Value, Array] = {}
         self.factors: list[Factor] = []
         self._parents: list[int] = [FIXED]
+        self._settled: Array | None = None
+        """The class of every id, once no more are going to be joined."""
 
     # ------------------------------------------------------------------------------------------------------ for the rules
 
@@ -79,8 +81,14 @@ class Scaling:
 
     def roots(self, ids: Array) -> Array:
         """The class of each id; that of all that is FIXED is FIXED."""
+        if self._settled is not None:
+            return np.asarray(self._settled[ids])
         flat = [self._root(int(i)) for i in ids.reshape(-1)]
         return np.array(flat, np.int64).reshape(ids.shape)
+
+    def settle(self) -> None:
+        """Note the class of every id: nothing is joined any more, and classes are looked up from now on."""
+        self._settled = np.array([self._root(i) for i in range(len(self._parents))], np.int64)
 
     def unify(self, arrays: Iterable[Array]) -> Array:
         """Let ids that meet under broadcasting be the same, and return the result's; what cannot be broadcast is fixed."""
@@ -134,6 +142,7 @@ class Scaling:
         return i
 
     def _join(self, a: int, b: int) -> None:
+        assert self._settled is None, "classes are settled"
         first, second = sorted((self._root(a), self._root(b)))  # the smaller one stays, so FIXED does
         self._parents[second] = first
 
@@ -164,6 +173,7 @@ def analyse(model: ir.Model, excluded: Callable[[ir.Node], bool] = lambda _node:
                 scaling.fix(scaling.ids(value))
     for value in model.graph.outputs:
         scaling.fix(scaling.ids(value))
+    scaling.settle()
     return scaling
 
 

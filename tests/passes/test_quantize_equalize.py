@@ -316,3 +316,15 @@ def test_groups_are_named_by_what_is_read() -> None:
     with context(loaded, x=X) as made:
         groups = find(loaded, scaling.analyse(loaded), made, 16)
     assert [(group.name, len(group.classes)) for group in groups] == [("r", 6)]
+
+
+def test_classes_are_the_same_when_they_are_looked_up_as_when_they_are_searched() -> None:
+    analysis = scaling.Scaling(ir.from_proto(model("y = Relu(x)")), lambda _node: False)
+    ids = analysis.fresh(8)
+    analysis.unify([ids[:3], ids[5:]])
+    analysis.fix(ids[3:4])
+    searched = analysis.roots(ids)
+    analysis.settle()
+    np.testing.assert_array_equal(analysis.roots(ids), searched)
+    assert (searched[:3] == searched[5:]).all()
+    assert analysis.is_fixed(ids[3:4])
