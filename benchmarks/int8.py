@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import quantizers
-import rescaled
 
 from graphopt import dataset, evaluate, metrics, model, targets, timing
 from graphopt.contracts import Silent
 from graphopt.dataset.generate import generate
 
 import common
+import quantizers
+import rescaled
 
 SAMPLES = 128
 """Calibration samples."""

@@ -1,0 +1,14 @@
+"""``factorize``: a weight of low rank as a product of smaller ones, chosen on data.
+
+layers      which constants are weights of linear maps, and which pairs are factors already
+decompose   the best two factors for the inputs that a layer has
+forms       how a weight can be split, what each form costs, its factors
+write       the factors as operators
+factorize   the pass
+"""
+
+from __future__ import annotations
+
+from .factorize import Factorize, FactorizeOptions
+
+__all__ = ["Factorize", "FactorizeOptions"]

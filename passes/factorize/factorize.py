@@ -1,0 +1,365 @@
+"""``factorize``: linear layers become products of smaller ones, at the ranks that cost least accuracy for what they save.
+
+    list the layers and their forms (``layers``, ``forms``)  ->  second moments of their inputs on data  ->  the best factors for
+    every rank from one decomposition a form  ->  the core chooses ranks  ->  write (``write``)
+
+What a rank costs is the part of the layer's output energy that it loses, times what such a loss does to the model's outputs:
+measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds: the
+whole model is profiled once for each form, at a rank in the middle, and a layer's other ranks are in proportion).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, model_validator
+
+from graphopt import cost, observe, payoff, sensitivity
+from graphopt import model as models
+from graphopt.contracts import (
+    Array,
+    Change,
+    Context,
+    Grade,
+    LossyPass,
+    Need,
+    PassOptions,
+    Plan,
+    Remains,
+    Session,
+    Setting,
+    Site,
+)
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
+
+from .forms import Factored, Kind, Option, Sizes, factorize, options
+from .layers import Layer, layers
+from .write import Names, bias_of, write
+
+_SAMPLES = 512
+_GRADED_ON = 32
+"""Samples on which the damage of each layer is measured."""
+_ROWS_PER_WEIGHT = 20
+"""Rows for each element of a row, at least; more than these are drawn from."""
+_LEAST_ROWS = 16384
+_PACK_BYTES = 256 << 20
+"""Second moments that are held at a time."""
+
+
+class FactorizeOptions(PassOptions):
+    """What is to be saved, or as much as the budget of accuracy allows; and how."""
+
+    rank: int | None = Field(None, ge=1, description="the rank of every factorized weight")
+    energy: float | None = Field(None, gt=0, lt=1, description="the part of each layer's output energy that its factors keep")
+    macs: float | None = Field(None, gt=0, lt=1, description="the part of the model's multiply-accumulates that may remain")
+    bytes: float | None = Field(None, gt=0, lt=1, description="the part of the file's bytes that may remain")
+    latency: float | None = Field(None, gt=0, lt=1, description="the part of the model's time that may remain")
+    method: Literal["auto", "data", "svd"] = Field(
+        "auto",
+        description="factors that are best for the layer's inputs on the data, or for any; auto: on data if they are given",
+    )
+    samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
+    multiple: int | None = Field(
+        None, ge=1, description="ranks are multiples of it; by default of 8, the vector width, and of less in narrow layers"
+    )
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> FactorizeOptions:
+        goals = [name for name in ("rank", "energy", "macs", "bytes", "latency") if getattr(self, name) is not None]
+        if len(goals) > 1:
+            raise ValueError(f"{' and '.join(goals)} exclude one another")
+        return self
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of a layer's inputs: second moments [group, k, k] (covariances where the bias can be changed) and means [group, k]."""
+
+    grams: Array | None = None
+    means: Array | None = None
+
+
+@dataclass
+class _Known:
+    """What was found out about a model, by the names of its sites."""
+
+    weights: tuple[ir.TensorProtocol, ...]
+    """Held, so that their ids stay their own."""
+    factored: dict[str, Factored] = field(default_factory=dict)
+    means: dict[str, Array] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+    """Sites that are slower in every form, and how much."""
+
+
+class Factorize(LossyPass):
+    """Low-rank factorization; see the module.
+
+    Raises (in ``sites``, ``grades`` and ``apply``):
+        DataError, ModelError: As ``Context.observe``.
+    """
+
+    name = "factorize"
+    summary = "weights of low rank become products of smaller ones, best for what the layers read; no labels, no training"
+    Options = FactorizeOptions
+    options: FactorizeOptions
+    needs = frozenset({Need.DATA})
+    graded = True
+    added_by_set = True
+
+    def __init__(self, options: PassOptions | None = None) -> None:
+        super().__init__(options)
+        self._known: _Known | None = None
+
+    def remains(self) -> Remains | None:
+        """The goal that the options state."""
+        for of in ("macs", "bytes", "latency"):
+            part = getattr(self.options, of)
+            if part is not None:
+                return Remains(of, part)  # type: ignore[arg-type]  # one of the three
+        return None
+
+    def decided(self) -> bool:
+        """Whether the options say how much is to be saved."""
+        return self.remains() is not None or self.options.rank is not None or self.options.energy is not None
+
+    def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
+        """Every linear layer, with the forms and ranks that cost less than it does; declined ones with why."""
+        found = [self._site(model, layer) for layer in layers(model)]
+        if self.options.energy is None:
+            return found
+        free = [site for site in found if site.settings]
+        known = self._analysed(model, free, context)
+        return [self._enough(site, known) if site.settings else site for site in found]
+
+    def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
+        """What each form and rank saves and costs, layer by layer."""
+        known = self._analysed(model, sites, context)
+        by_name = {layer.name: layer for layer in layers(model)}
+        macs = cost.node_macs(model)
+        damage = self._damage(model, sites, context)
+        times = self._milliseconds(model, sites, context)
+        grades = {}
+        for site in sites:
+            layer = by_name[site.name]
+            factored, sizes = known.factored[site.name], Sizes.of(layer)
+            spent = sum(macs.get(node) or 0 for node in layer.nodes)
+            width = layer.dtype.itemsize
+            for setting in site.settings:
+                option = _option(setting)
+                part = sizes.cost(option) / sizes.whole(layer)
+                stored = sizes.whole(layer, strided=False) - sizes.cost(option, strided=False)
+                saved = times[site, setting] if times else 0.0
+                harm = damage[site] * factored.loss[option]
+                grades[site, setting] = Grade(harm, round(spent * (1 - part)), stored * width, saved)
+            if times and max(times[site, setting] for setting in site.settings) <= 0:
+                known.declined[site.name] = "not faster when measured"
+        return grades
+
+    def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
+        """Write the planned layers as factors."""
+        known = self._analysed(model, [*plan], context)
+        by_name = {layer.name: layer for layer in layers(model)}
+        names = Names(model)
+        changes = [Change(name, "left alone", why, done=False) for name, why in known.declined.items()]
+        for site, setting in plan.items():
+            changes.append(self._write(by_name[site.name], _option(setting), known, names)[0])
+        return changes
+
+    # ------------------------------------------------------------------------------------------------------------- sites
+
+    def _site(self, model: ir.Model, layer: Layer) -> Site:
+        nodes = tuple(node.name or "" for node in layer.nodes)
+        why, settings = layer.why, []
+        if not why and (model.ir_version or 0) < INITIALIZERS_NEED_NO_INPUT:
+            why = "in a file of IR version 3 every weight is an input; put shapes.opset before"
+        if not why:
+            offered = options(layer, self.options.rank, self.options.multiple)
+            settings = [Setting(option.label, option) for option in offered]
+            why = "" if settings else self._too_small(layer)
+        return Site(layer.name, layer.node.op_type, tuple(settings), why, nodes)
+
+    def _too_small(self, layer: Layer) -> str:
+        sizes = Sizes.of(layer)
+        shape = "×".join(map(str, layer.shape))
+        even = sizes.whole(layer) / max(1, sizes.group * (sizes.width + sizes.outputs))
+        wanted = "" if self.options.rank is None else f", so rank {self.options.rank} saves nothing"
+        return f"below break-even: its weight {shape} is cheaper than factors from rank {even:.0f} on{wanted}"
+
+    def _enough(self, site: Site, known: _Known) -> Site:
+        """The site with the cheapest setting that keeps the energy that the options ask for."""
+        loss = known.factored[site.name].loss
+        kept = [setting for setting in site.settings if 1 - loss[_option(setting)] >= (self.options.energy or 0)]
+        if not kept:
+            return replace(site, settings=(), why=f"no rank that saves anything keeps {self.options.energy:g} of the energy")
+        return replace(site, settings=(kept[-1],))
+
+    # -------------------------------------------------------------------------------------------------------- decomposing
+
+    def _analysed(self, model: ir.Model, sites: Sequence[Site], context: Context) -> _Known:
+        """The factors of these sites; found once for each model."""
+        by_name = {layer.name: layer for layer in layers(model)}
+        held = tuple(tensor for layer in by_name.values() for w in layer.weights if (tensor := w.const_value) is not None)
+        if self._known is None or [*map(id, self._known.weights)] != [*map(id, held)]:
+            self._known = _Known(held)
+        known = self._known
+        missing = [site for site in sites if site.name not in known.factored]
+        if not missing:
+            return known
+        with context.progress.stage("decomposing", len(missing)) as step:
+            for pack in _packs([by_name[site.name] for site in missing]):
+                moments = self._moments(model, pack, context)
+                for layer in pack:
+                    found = moments.get(layer.name, _Moments())
+                    offered = options(layer, self.options.rank, self.options.multiple)
+                    known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered)
+                    if found.means is not None:
+                        known.means[layer.name] = found.means
+                    step(1)
+        return known
+
+    def _moments(self, model: ir.Model, pack: Sequence[Layer], context: Context) -> dict[str, _Moments]:
+        """What is known of the inputs of each layer; nothing where they cannot be observed, or are not to be."""
+        data = context.data
+        if data is None or self.options.method == "svd" or (self.options.method == "auto" and data.generated):
+            return {}
+        samples = min(self.options.samples, data.size)
+        can = observe.observable(model)
+        wanted: dict[str, dict[observe.Gram, list[observe.Grams]]] = {}
+        asked: dict[str, list[tuple[str, observe.Gram]]] = {}
+        for layer in pack:
+            rows = -(-max(_LEAST_ROWS, _ROWS_PER_WEIGHT * Sizes.of(layer).width) // samples)
+            for use in layer.uses:
+                name = use.reads.name or ""
+                turned = use.node.op_type == "Gemm" and use.node.attributes.get_int("transA", 0)
+                if use.node.op_type != "Gather" and name in can and not turned:
+                    gram = observe.Gram(layer.patches(), rows)
+                    wanted.setdefault(name, {})[gram] = []
+                    asked.setdefault(layer.name, []).append((name, gram))
+        if not wanted:
+            return {}
+        found = observe.collect(
+            model,
+            {name: [*grams] for name, grams in wanted.items()},
+            data=data,
+            open_session=context.open_session,
+            progress=context.progress,
+            samples=samples,
+        )
+        results = {
+            (name, gram): result for name, grams in wanted.items() for gram, result in zip(grams, found[name], strict=True)
+        }
+        by_name = {layer.name: layer for layer in pack}
+        return {name: _centred(by_name[name], [results[key] for key in keys]) for name, keys in asked.items()}
+
+    def _write(self, layer: Layer, option: Option, known: _Known, names: Names) -> tuple[Change, list[str]]:
+        factored = known.factored[layer.name]
+        sizes, loss = Sizes.of(layer), factored.loss[option]
+        means = known.means.get(layer.name)
+        shift = None
+        if means is not None:
+            missing = layer.matrix() - factored.product(option)
+            shift = np.matmul(means[:, np.newaxis].astype(np.float64), missing).reshape(-1)
+            if layer.node.op_type == "Gemm":
+                shift *= layer.node.attributes.get_float("alpha", 1.0)
+        shape = "×".join(map(str, layer.shape))
+        before, after = sizes.whole(layer, strided=False), sizes.cost(option, strided=False)
+        part = sizes.cost(option) / sizes.whole(layer)
+        again = f" (rank {layer.rank} before)" if layer.is_pair else ""
+        what = f"{option.label}{again}, weight {shape}: {before} numbers to {after}, {100 * part:.0f} % of its MACs"
+        made = write(layer, option, factored.parts[option], shift, names)
+        return Change(layer.name, what, f"keeps {100 * (1 - loss):.2f} % of its outputs' energy"), made
+
+    # ---------------------------------------------------------------------------------------------------------- measuring
+
+    def _damage(self, model: ir.Model, sites: Sequence[Site], context: Context) -> dict[Site, float]:
+        """What a loss of 1 in a layer is to the model's outputs, from one setting in the middle."""
+        assert context.data is not None, "a graded pass is not started without data"
+        known = self._analysed(model, sites, context)
+        middle = [(site, _middle(site)) for site in sites]
+
+        def open_with(site: Site, setting: Setting) -> Session:
+            candidate = models.clone(model)
+            self.apply(candidate, {site: setting}, replace(context, draft=True))
+            return context.open_session(candidate)
+
+        with context.open_session(model) as session:
+            found = sensitivity.alone(middle, open_with, session, context.data, context.progress, _GRADED_ON)
+        return {one.site: one.damage / max(known.factored[one.site.name].loss[_option(one.setting)], 1e-9) for one in found}
+
+    def _milliseconds(
+        self, model: ir.Model, sites: Sequence[Site], context: Context
+    ) -> Mapping[tuple[Site, Setting], float] | None:
+        """What each setting saves by the clock; None when nothing is timed."""
+        if context.profile is None or not sites:
+            return None
+        before = payoff.attribute(context.profile(model), model, sites).sites
+        by_name = {layer.name: layer for layer in layers(model)}
+        saved = {(site, setting): -math.inf for site in sites for setting in site.settings}
+        for kind in sorted({_option(setting).kind for site in sites for setting in site.settings}):
+            plan = {site: middle for site in sites if (middle := _middle(site, kind)) is not None}
+            after = self._times(model, plan, context)
+            for site, tried in plan.items():
+                sizes = Sizes.of(by_name[site.name])
+                rate = after.get(site, 0.0) / sizes.cost(_option(tried))
+                for setting in site.settings:
+                    option = _option(setting)
+                    if option.kind == kind:
+                        saved[site, setting] = before.get(site, 0.0) - rate * sizes.cost(option)
+        return saved
+
+    def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
+        """Milliseconds of each site with this plan."""
+        assert context.profile is not None
+        candidate = models.clone(model)
+        known = self._analysed(model, [*plan], context)
+        by_name = {layer.name: layer for layer in layers(candidate)}
+        names = Names(candidate)
+        inner = {}
+        for site, setting in plan.items():
+            made = self._write(by_name[site.name], _option(setting), known, names)[1]
+            inner[replace(site, nodes=tuple(made))] = site
+        found = payoff.attribute(context.profile(candidate), candidate, [*inner]).sites
+        return {inner[site]: milliseconds for site, milliseconds in found.items()}
+
+
+def _option(setting: Setting) -> Option:
+    assert isinstance(setting.value, Option)
+    return setting.value
+
+
+def _middle(site: Site, kind: Kind | None = None) -> Setting:
+    """A setting between gentle and harsh, of one form."""
+    if kind is None:
+        kind = _option(site.settings[len(site.settings) // 2]).kind
+    of_kind = [setting for setting in site.settings if _option(setting).kind == kind]
+    return of_kind[len(of_kind) // 2] if of_kind else None
+
+
+def _centred(layer: Layer, found: Sequence[observe.Grams]) -> _Moments:
+    """Moments of all uses together; of one whose bias can be changed about the mean, which the bias makes up for."""
+    if len(found) == 1 and len(layer.uses) == 1 and bias_of(layer, layer.uses[0]) is not None:
+        (one,) = found
+        means = one.sums / max(one.count, 1)
+        outer = means[:, :, np.newaxis] * means[:, np.newaxis, :]
+        return _Moments(one.products - one.count * outer, means)
+    return _Moments(np.sum([one.products for one in found], axis=0))
+
+
+def _packs(some: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Layers whose second moments fit in memory together."""
+    pack: list[Layer] = []
+    held = 0
+    for layer in some:
+        size = 8 * layer.group * Sizes.of(layer).width ** 2
+        if pack and held + size > _PACK_BYTES:
+            yield pack
+            pack, held = [], 0
+        pack.append(layer)
+        held += size
+    if pack:
+        yield pack
