@@ -11,9 +11,9 @@ are the other eigenvalues. Where n > k the smaller problem is S S^T = U D U^T wi
 G = 1 is the plain singular value decomposition. This is what is elsewhere called whitening (Wang et al., SVD-LLM, 2024;
 Liebenwein et al., ALDS, 2021). A ridge on G, relative to its diagonal, keeps M where the data say nothing.
 
-Where few of many components are wanted they are found by a random projection and two power iterations (Halko, Martinsson and
-Tropp 2011, algorithm 4.4). Large matrices are decomposed in float32: squares of singular values below 1e-7 of the largest are
-then noise, far below what truncation leaves out.
+Where at most half of many components are wanted they are found by a random projection and power iterations (Halko, Martinsson
+and Tropp 2011, algorithm 4.4), in half the memory. Large matrices are decomposed in float32: squares of singular values below
+1e-7 of the largest are then noise, far below what truncation leaves out.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ RIDGE = 1e-3
 """Added to the diagonal of G, as a part of its mean."""
 _LARGE = 1536
 """Rows from which on a symmetric matrix is decomposed in float32."""
-_SMALL_PART = 6
-"""Components are found by random projection if they are fewer than this part of all."""
+_SMALL_PART = 2
+"""Components of large matrices are found by random projection if they are fewer than this part of all."""
 _OVERSAMPLE = 16
 _POWER = 2
 
@@ -71,12 +71,12 @@ def decompose(matrix: Array, gram: Array | None = None, rank: int | None = None)
     rank = full if rank is None else min(rank, full)
     kept = np.float64 if matrix.dtype == np.float64 else np.float32
     used = np.float32 if full >= _LARGE else np.float64
-    m = matrix.astype(used)
+    m: Array = matrix.astype(used, copy=False)
     if gram is not None:
         scale = float(np.trace(gram)) / k
         gram = (gram / scale if scale > 0 else np.zeros_like(gram)).astype(used)
         gram[np.diag_indices(k)] += RIDGE if scale > 0 else 1.0
-    total = float(np.vdot(m, m if gram is None else gram @ m))
+    total = float(np.vdot(m, m if gram is None else gram @ m).item())
     if total <= 0 or not np.isfinite(total):
         return Factors(np.zeros((k, rank), kept), np.zeros((rank, n), kept), np.zeros(rank + 1))
     if rank * _SMALL_PART < full and full >= _LARGE:
@@ -118,9 +118,10 @@ def _projected(m: Array, gram: Array | None, rank: int) -> tuple[Array, Array, A
         return np.asarray(m.T @ (y if gram is None else gram @ y))
 
     random = np.random.default_rng(0)
-    q = random.standard_normal((m.shape[1], rank + _OVERSAMPLE)).astype(m.dtype)
+    q: Array = random.standard_normal((m.shape[1], rank + _OVERSAMPLE), dtype=np.float32)
     for _ in range(_POWER):
-        q = np.linalg.qr(act(q))[0]
+        q = act(q)  # the old one is let go of before the next is made
+        q = np.linalg.qr(q)[0]
     found, inner = _largest(q.T @ act(q), rank)
-    v = q @ inner
-    return m @ v, v.T, found
+    q = q @ inner
+    return m @ q, q.T, found

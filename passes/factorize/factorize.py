@@ -1,11 +1,11 @@
 """``factorize``: linear layers become products of smaller ones, at the ranks that cost least accuracy for what they save.
 
-    list the layers and their forms (``layers``, ``forms``)  ->  second moments of their inputs on data  ->  the best factors for
-    every rank from one decomposition a form  ->  the core chooses ranks  ->  write (``write``)
+    list the layers and their forms (``layers``, ``forms``)  ->  second moments of their inputs on data  ->  the best factors
+    for every rank from one decomposition a form  ->  the core chooses ranks  ->  write (``write``)
 
 What a rank costs is the part of the layer's output energy that it loses, times what such a loss does to the model's outputs:
-measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds: the
-whole model is profiled once for each form, at a rank in the middle, and a layer's other ranks are in proportion).
+measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds:
+the whole model is profiled once for each form, at a rank in the middle, and a layer's other ranks are in proportion).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Factorize(LossyPass):
         for of in ("macs", "bytes", "latency"):
             part = getattr(self.options, of)
             if part is not None:
-                return Remains(of, part)  # type: ignore[arg-type]  # one of the three
+                return Remains(of, part)
         return None
 
     def decided(self) -> bool:
@@ -155,7 +155,7 @@ class Factorize(LossyPass):
                 stored = sizes.whole(layer, strided=False) - sizes.cost(option, strided=False)
                 saved = times[site, setting] if times else 0.0
                 harm = damage[site] * factored.loss[option]
-                grades[site, setting] = Grade(harm, round(spent * (1 - part)), stored * width, saved)
+                grades[site, setting] = Grade(harm, round(spent * (1 - part)), round(stored * width), saved)
             if times and max(times[site, setting] for setting in site.settings) <= 0:
                 known.declined[site.name] = "not faster when measured"
         return grades
@@ -235,7 +235,7 @@ class Factorize(LossyPass):
             rows = -(-max(_LEAST_ROWS, _ROWS_PER_WEIGHT * Sizes.of(layer).width) // samples)
             for use in layer.uses:
                 name = use.reads.name or ""
-                turned = use.node.op_type == "Gemm" and use.node.attributes.get_int("transA", 0)
+                turned = use.node.op_type == "Gemm" and bool(use.node.attributes.get_int("transA", 0))
                 if use.node.op_type != "Gather" and name in can and not turned:
                     gram = observe.Gram(layer.patches(), rows)
                     wanted.setdefault(name, {})[gram] = []
@@ -280,7 +280,7 @@ class Factorize(LossyPass):
         """What a loss of 1 in a layer is to the model's outputs, from one setting in the middle."""
         assert context.data is not None, "a graded pass is not started without data"
         known = self._analysed(model, sites, context)
-        middle = [(site, _middle(site)) for site in sites]
+        middle = [(site, site.settings[len(site.settings) // 2]) for site in sites]
 
         def open_with(site: Site, setting: Setting) -> Session:
             candidate = models.clone(model)
@@ -332,10 +332,8 @@ def _option(setting: Setting) -> Option:
     return setting.value
 
 
-def _middle(site: Site, kind: Kind | None = None) -> Setting:
-    """A setting between gentle and harsh, of one form."""
-    if kind is None:
-        kind = _option(site.settings[len(site.settings) // 2]).kind
+def _middle(site: Site, kind: Kind) -> Setting | None:
+    """A setting of one form between gentle and harsh; None if the form is not offered."""
     of_kind = [setting for setting in site.settings if _option(setting).kind == kind]
     return of_kind[len(of_kind) // 2] if of_kind else None
 

@@ -3,7 +3,8 @@
     matrix    x W                -> (x A) B                                             r (k + n)
     channel   kh x kw, i -> o    -> kh x kw, i -> r;   1 x 1, r -> o       (by group)   r (i kh kw + o)
     spatial   kh x kw, i -> o    -> kh x 1, i -> r;    1 x kw, r -> o                   r (i kh s + o kw)
-    tucker    kh x kw, i -> o    -> 1 x 1, i -> q;     kh x kw, q -> r;   1 x 1, r -> o q i s^2 + q r kh kw + r o
+    tucker    kh x kw, i -> o    -> 1 x 1, i -> q;     kh x kw, q -> r;
+                                    1 x 1, r -> o                                   q i s^2 + q r kh kw + r o
 
 in multiply-accumulates for an output position, s the stride. (Zhang et al. 2016 and Jaderberg et al. 2014 for the second and the
 third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for the layer's inputs as the form shows them
@@ -250,19 +251,17 @@ def as_map(first: Array, sizes: Sizes, kind: Kind) -> Array:
     i, (kh, kw) = sizes.inputs, _kernel2(sizes)
     r = first.shape[1]
     if kind == "spatial":
-        found = np.einsum("ahr,wv->ahwrv", first.reshape(i, kh, r), np.eye(kw))
-        return found.reshape(-1, r, kw)
-    found = np.einsum("ar,xy->axry", first, np.eye(kh * kw))
-    return found.reshape(-1, r, kh * kw)
+        return np.asarray(np.einsum("ahr,wv->ahwrv", first.reshape(i, kh, r), np.eye(kw)).reshape(-1, r, kw))
+    return np.asarray(np.einsum("ar,xy->axry", first, np.eye(kh * kw)).reshape(-1, r, kh * kw))
 
 
 def product(sizes: Sizes, option: Option, parts: tuple[Array, ...]) -> Array:
     """Factors multiplied [group, k, n]."""
     if option.kind in {"matrix", "channel"}:
-        return np.matmul(parts[0], parts[1])
+        return np.asarray(np.matmul(parts[0], parts[1]))
     p = as_map(parts[0], sizes, option.kind).reshape(sizes.width, -1)
     second = parts[1] if len(parts) == 2 else parts[1] @ parts[2]
-    return (p @ second)[np.newaxis]
+    return np.asarray((p @ second)[np.newaxis])
 
 
 def _kernel2(sizes: Sizes) -> tuple[int, int]:

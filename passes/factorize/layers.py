@@ -144,11 +144,11 @@ class Layer:
         if not self.conv:
             return np.asarray(first @ second[0])
         if spatial(self.uses[0]):  # [r, i, kh, 1], [o, r, 1, kw]
-            return np.einsum("rih,orw->oihw", first[..., 0], second[0][:, :, 0])
+            return np.asarray(np.einsum("rih,orw->oihw", first[..., 0], second[0][:, :, 0]))
         r = first.shape[0] // self.group
         inner = first.reshape(self.group, r, -1)
         outer = second[0].reshape(self.group, -1, r)
-        return np.matmul(outer, inner).reshape(-1, *first.shape[1:])
+        return np.asarray(np.matmul(outer, inner).reshape(-1, *first.shape[1:]))
 
     def matrix(self) -> Array:
         """[group, k, n], so that a use gives x @ matrix: k elements of a patch or row, n outputs of a group."""

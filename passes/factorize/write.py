@@ -12,6 +12,7 @@ The last node keeps the name, the output and all that it says of it; strides and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +24,8 @@ from graphopt.shapes import defined
 from .forms import Kind, Option, Sizes
 from .layers import Layer, Use
 
-_Attributes = Mapping[str, int | float | str | Sequence[int]]
+_Attributes = Mapping[str, Any]
+"""Attributes by name: numbers, strings and lists of numbers."""
 
 
 class Names:
@@ -186,14 +188,12 @@ def _channel(use: Use) -> list[_Attributes]:
 
 def _spatial(use: Use) -> list[_Attributes]:
     whole = _whole(use)
-    rows: dict[str, int | float | str | Sequence[int]] = {}
-    columns = dict(rows)
+    rows: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, value in whole.items():
         if name == "pads":
-            assert isinstance(value, Sequence)
             rows[name], columns[name] = [value[0], 0, value[2], 0], [0, value[1], 0, value[3]]
         elif name in {"strides", "dilations"}:
-            assert isinstance(value, Sequence)
             rows[name], columns[name] = [value[0], 1], [1, value[1]]
         elif name != "group":
             rows[name] = columns[name] = value
@@ -207,14 +207,14 @@ def _tucker(use: Use) -> list[_Attributes]:
 _CONV: Mapping[Kind, Callable[[Use], list[_Attributes]]] = {"channel": _channel, "spatial": _spatial, "tucker": _tucker}
 
 
-def _whole(use: Use) -> dict[str, int | float | str | Sequence[int]]:
+def _whole(use: Use) -> dict[str, Any]:
     """The attributes of the Conv that a use is; of a pair, of both together."""
     found = {name: one.value for name, one in use.first.attributes.items() if name != "kernel_shape"}
     if use.node is not use.first:
         other = {name: one.value for name, one in use.node.attributes.items()}
         for name in ("strides", "dilations"):
             if name in found or name in other:
-                ones = (1,) * len(found.get(name, other.get(name)))
+                ones = (1,) * len(found.get(name, other.get(name, ())))
                 found[name] = [a * b for a, b in zip(found.get(name, ones), other.get(name, ones), strict=True)]
         if any(other.get("pads", ())):
             found["pads"] = [a + b for a, b in zip(found.get("pads", (0,) * 4), other["pads"], strict=True)]
@@ -234,7 +234,7 @@ def _offset(layer: Layer, use: Use) -> Array | None:
     q = outer.numpy().astype(np.float64)
     q = q.reshape(layer.group, -1, q.shape[1])
     through = np.matmul(q, inner.reshape(layer.group, -1, 1)).reshape(-1)
-    return through if found is None else found + through
+    return np.asarray(through if found is None else found + through)
 
 
 def bias_of(layer: Layer, use: Use) -> Array | None:
@@ -294,4 +294,4 @@ def _drop(value: ir.Value | None) -> None:
             producer.graph.remove(producer, safe=True)
     elif value.name in (value.graph.initializers if isinstance(value.graph, ir.Graph) else ()):
         assert isinstance(value.graph, ir.Graph)
-        del value.graph.initializers[value.name]
+        del value.graph.initializers[value.name or ""]

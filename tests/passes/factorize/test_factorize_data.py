@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factorizing import factorize, labelled, with_weights
 from graphopt.passes.factorize.decompose import decompose
+
+from factorizing import factorize, labelled, with_weights
 from helpers import run
 
 RNG = np.random.default_rng(1)

@@ -87,7 +87,8 @@ CONVS = {
 def _conv(attributes: str, weight: np.ndarray) -> onnx.ModelProto:
     size = ", ".join(map(str, weight.shape[2:]))
     return with_weights(
-        f"g (float[N, 8, 11, 10] x) => (float[N, {len(weight)}, h, w] y) {{ y = Conv <{attributes} kernel_shape = [{size}]> (x, k, b) }}",
+        f"g (float[N, 8, 11, 10] x) => (float[N, {len(weight)}, h, w] y) "
+        f"{{ y = Conv <{attributes} kernel_shape = [{size}]> (x, k, b) }}",
         k=weight,
         b=RNG.standard_normal(len(weight)).astype(np.float32),
     )
