@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from graphopt import cost, observe, payoff, sensitivity
+from graphopt import cost, observe, sensitivity
 from graphopt import model as models
 from graphopt.contracts import (
     Array,
@@ -37,6 +37,7 @@ from graphopt.contracts import (
 )
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
 
+from .clock import milliseconds
 from .forms import Factored, Kind, Option, Sizes, factorize, options
 from .layers import Layer, layers
 from .write import Names, bias_of, write
@@ -297,7 +298,7 @@ class Factorize(LossyPass):
         """What each setting saves by the clock; None when nothing is timed."""
         if context.profile is None or not sites:
             return None
-        before = payoff.attribute(context.profile(model), model, sites).sites
+        before = milliseconds(context.profile(model), model)
         by_name = {layer.name: layer for layer in layers(model)}
         saved = {(site, setting): -math.inf for site in sites for setting in site.settings}
         for kind in sorted({_option(setting).kind for site in sites for setting in site.settings}):
@@ -305,11 +306,12 @@ class Factorize(LossyPass):
             after = self._times(model, plan, context)
             for site, tried in plan.items():
                 sizes = Sizes.of(by_name[site.name])
-                rate = after.get(site, 0.0) / sizes.cost(_option(tried))
+                now = sum(before.get(node, 0.0) for node in site.nodes)
+                rate = after[site] / sizes.cost(_option(tried))
                 for setting in site.settings:
                     option = _option(setting)
                     if option.kind == kind:
-                        saved[site, setting] = before.get(site, 0.0) - rate * sizes.cost(option)
+                        saved[site, setting] = now - rate * sizes.cost(option)
         return saved
 
     def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
@@ -319,12 +321,9 @@ class Factorize(LossyPass):
         known = self._analysed(model, [*plan], context)
         by_name = {layer.name: layer for layer in layers(candidate)}
         names = Names(candidate)
-        inner = {}
-        for site, setting in plan.items():
-            made = self._write(by_name[site.name], _option(setting), known, names)[1]
-            inner[replace(site, nodes=tuple(made))] = site
-        found = payoff.attribute(context.profile(candidate), candidate, [*inner]).sites
-        return {inner[site]: milliseconds for site, milliseconds in found.items()}
+        made = {site: self._write(by_name[site.name], _option(setting), known, names)[1] for site, setting in plan.items()}
+        times = milliseconds(context.profile(candidate), candidate)
+        return {site: sum(times.get(node, 0.0) for node in nodes) for site, nodes in made.items()}
 
 
 def _option(setting: Setting) -> Option:
