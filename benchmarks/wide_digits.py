@@ -1,8 +1,8 @@
 """Train a wide VGG-like network on scikit-learn's digits and export it, for ``lowrank.py``: 1,797 images of 8x8 pixels.
 
-Wide layers on an easy task have weights of low rank in effect, as in large networks. ``python benchmarks/wide_digits.py FOLDER``
-writes wide_digits.onnx, calib.npz (the training images, without labels) and eval.npz (the last third, with labels). Needs
-``torch==2.13.0``, ``scikit-learn`` and ``onnxscript``; takes some minutes on one thread.
+Wide layers on an easy task have weights of low rank in effect. ``python benchmarks/wide_digits.py FOLDER`` writes
+wide_digits.onnx, calib.npz (the training images, without labels) and eval.npz (the last third, with labels). Needs
+``torch==2.13.0``, ``scikit-learn`` and ``onnxscript``; takes half a minute on one thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEED = 0
 
 
 def build() -> Any:
-    """Five convolutions of 64 to 256 channels with BatchNorm, two poolings, and two linear layers of 512: 2.3 million numbers."""
+    """Five convolutions of 64 to 256 channels with BatchNorm, two poolings, two linear layers of 512."""
     from torch import nn
 
     def conv(inputs: int, outputs: int) -> list[nn.Module]:

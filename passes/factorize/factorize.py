@@ -36,7 +36,9 @@ from graphopt.contracts import (
     Site,
 )
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
+from graphopt.model.weights import weight_bytes
 
+from . import switch
 from .clock import milliseconds
 from .forms import Factored, Kind, Option, Sizes, factorize, options
 from .layers import Layer, layers
@@ -44,7 +46,9 @@ from .write import Names, bias_of, write
 
 _SAMPLES = 512
 _GRADED_ON = 32
-"""Samples on which the damage of each layer is measured."""
+"""Samples on which the damage of each layer is measured at most."""
+_GRADED_BYTES = 2 << 30
+"""Bytes of weights that are run through for one layer, sample by sample: fewer samples for large models."""
 _ROWS_PER_WEIGHT = 20
 """Rows for each element of a row, at least; more than these are drawn from."""
 _LEAST_ROWS = 16384
@@ -260,13 +264,7 @@ class Factorize(LossyPass):
     def _write(self, layer: Layer, option: Option, known: _Known, names: Names) -> tuple[Change, list[str]]:
         factored = known.factored[layer.name]
         sizes, loss = Sizes.of(layer), factored.loss[option]
-        means = known.means.get(layer.name)
-        shift = None
-        if means is not None:
-            missing = layer.matrix() - factored.product(option)
-            shift = np.matmul(means[:, np.newaxis].astype(np.float64), missing).reshape(-1)
-            if layer.node.op_type == "Gemm":
-                shift *= layer.node.attributes.get_float("alpha", 1.0)
+        shift = self._shift(layer, option, known)
         shape = "×".join(map(str, layer.shape))
         before, after = sizes.whole(layer, strided=False), sizes.cost(option, strided=False)
         part = sizes.cost(option) / sizes.whole(layer)
@@ -275,21 +273,48 @@ class Factorize(LossyPass):
         made = write(layer, option, factored.parts[option], shift, names)
         return Change(layer.name, what, f"keeps {100 * (1 - loss):.2f} % of its outputs' energy"), made
 
+    def _shift(self, layer: Layer, option: Option, known: _Known) -> Array | None:
+        """What the bias must make up for, on average; None where it cannot."""
+        means = known.means.get(layer.name)
+        if means is None:
+            return None
+        missing = layer.matrix() - known.factored[layer.name].product(option)
+        shift = np.matmul(means[:, np.newaxis].astype(np.float64), missing).reshape(-1)
+        return np.asarray(shift * (layer.node.attributes.get_float("alpha", 1.0) if layer.node.op_type == "Gemm" else 1.0))
+
     # ---------------------------------------------------------------------------------------------------------- measuring
 
     def _damage(self, model: ir.Model, sites: Sequence[Site], context: Context) -> dict[Site, float]:
         """What a loss of 1 in a layer is to the model's outputs, from one setting in the middle."""
         assert context.data is not None, "a graded pass is not started without data"
         known = self._analysed(model, sites, context)
-        middle = [(site, site.settings[len(site.settings) // 2]) for site in sites]
+        middle = {site: site.settings[len(site.settings) // 2] for site in sites}
+        options = {site.name: _option(setting) for site, setting in middle.items()}
+        candidate = models.clone(model)
+        names = Names(candidate)
 
-        def open_with(site: Site, setting: Setting) -> Session:
-            candidate = models.clone(model)
-            self.apply(candidate, {site: setting}, replace(context, draft=True))
-            return context.open_session(candidate)
+        def write_one(layer: Layer, corrected: bool) -> Array | None:
+            shift = self._shift(layer, options[layer.name], known)
+            write(
+                layer,
+                options[layer.name],
+                known.factored[layer.name].parts[options[layer.name]],
+                shift if corrected else None,
+                names,
+            )
+            return None if corrected else shift
 
-        with context.open_session(model) as session:
-            found = sensitivity.alone(middle, open_with, session, context.data, context.progress, _GRADED_ON)
+        chosen = [layer for layer in layers(candidate) if layer.name in options]
+        number = {layer.name: place for place, layer in enumerate(chosen)}
+        which = switch.both(candidate, chosen, write_one, names)
+        samples = min(_GRADED_ON, max(2, _GRADED_BYTES // max(1, weight_bytes(model))))
+        with context.open_session(model) as before, context.open_session(candidate) as after:
+
+            def open_with(site: Site, setting: Setting) -> Session:
+                del setting
+                return switch.Chosen(after, which, number[site.name])
+
+            found = sensitivity.alone([*middle.items()], open_with, before, context.data, context.progress, samples)
         return {one.site: one.damage / max(known.factored[one.site.name].loss[_option(one.setting)], 1e-9) for one in found}
 
     def _milliseconds(

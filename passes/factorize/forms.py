@@ -6,8 +6,8 @@
     tucker    kh x kw, i -> o    -> 1 x 1, i -> q;     kh x kw, q -> r;
                                     1 x 1, r -> o                                   q i s^2 + q r kh kw + r o
 
-in multiply-accumulates for an output position, s the stride. (Zhang et al. 2016 and Jaderberg et al. 2014 for the second and the
-third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for the layer's inputs as the form shows them
+in multiply-accumulates for an output position, s the stride. (Zhang et al. 2016 and Jaderberg et al. 2014 for the second and
+the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for the layer's inputs as the form shows them
 (``decompose``); the second then minimizes the error of the layer's outputs by least squares on all of G:
 
     B = (P^T G P)^-1 P^T G M,     loss = 1 - trace(B^T P^T G M) / trace(M^T G M),     P: the first factor as a map of patches
