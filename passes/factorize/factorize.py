@@ -270,7 +270,7 @@ class Factorize(LossyPass):
         part = sizes.cost(option) / sizes.whole(layer)
         again = f" (rank {layer.rank} before)" if layer.is_pair else ""
         what = f"{option.label}{again}, weight {shape}: {before} numbers to {after}, {100 * part:.0f} % of its MACs"
-        made = write(layer, option, factored.parts[option], shift, names)
+        made = write(layer, option, factored.parts(option), shift, names)
         return Change(layer.name, what, f"keeps {100 * (1 - loss):.2f} % of its outputs' energy"), made
 
     def _shift(self, layer: Layer, option: Option, known: _Known) -> Array | None:
@@ -298,7 +298,7 @@ class Factorize(LossyPass):
             write(
                 layer,
                 options[layer.name],
-                known.factored[layer.name].parts[options[layer.name]],
+                known.factored[layer.name].parts(options[layer.name]),
                 shift if corrected else None,
                 names,
             )

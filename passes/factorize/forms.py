@@ -169,19 +169,29 @@ def _step(full: int) -> int:
 class Factored:
     """A layer's factors in every form that is offered.
 
-    ``loss`` by option: the part of the outputs' energy that is lost. ``parts`` by option: the factors' weights as matrices:
-    [group, k, r] and [group, r, n]; spatial [i kh, r] and [r kw, o]; Tucker [i, q], [q kh kw, r] and [r, o].
+    ``loss`` by option: the part of the outputs' energy that is lost. ``nested``: A [group, k, R] and B [group, R, n], whose
+    first r columns and rows are the factors of rank r. ``fitted`` by option: factors that each rank has its own of.
     """
 
     sizes: Sizes
     loss: dict[Option, float] = field(default_factory=dict)
-    parts: dict[Option, tuple[Array, ...]] = field(default_factory=dict)
-    spectrum: tuple[float, ...] = ()
-    """What is lost at rank 0, 1, ... of the first form."""
+    nested: tuple[Array, Array] | None = None
+    fitted: dict[Option, tuple[Array, ...]] = field(default_factory=dict)
+
+    def parts(self, option: Option) -> tuple[Array, ...]:
+        """The factors' weights as matrices.
+
+        [group, k, r] and [group, r, n]; spatial [i kh, r] and [r kw, o]; Tucker [i, q], [q kh kw, r] and [r, o].
+        """
+        if option in self.fitted:
+            return self.fitted[option]
+        assert self.nested is not None
+        (rank,) = option.ranks
+        return self.nested[0][:, :, :rank], self.nested[1][:, :rank]
 
     def product(self, option: Option) -> Array:
         """The factors multiplied [group, k, n]."""
-        return product(self.sizes, option, self.parts[option])
+        return product(self.sizes, option, self.parts(option))
 
 
 def factorize(matrix: Array, grams: Array | None, sizes: Sizes, offered: Sequence[Option]) -> Factored:
@@ -202,11 +212,9 @@ def factorize(matrix: Array, grams: Array | None, sizes: Sizes, offered: Sequenc
 def _nested(made: Factored, matrix: Array, grams: Array | None, offered: Sequence[Option]) -> None:
     most = max(option.ranks[0] for option in offered)
     found = [decompose(part, None if grams is None else grams[group], most) for group, part in enumerate(matrix)]
-    made.spectrum = tuple(float(x) for x in np.mean([one.energy for one in found], axis=0))
+    made.nested = np.stack([one.a for one in found]), np.stack([one.b for one in found])
     for option in offered:
-        (rank,) = option.ranks
-        made.loss[option] = float(np.mean([one.loss(rank) for one in found]))
-        made.parts[option] = np.stack([one.a[:, :rank] for one in found]), np.stack([one.b[:rank] for one in found])
+        made.loss[option] = float(np.mean([one.loss(option.ranks[0]) for one in found]))
 
 
 def _by_least_squares(made: Factored, m: Array, gram: Array, kind: Kind, offered: Sequence[Option]) -> None:
@@ -233,7 +241,7 @@ def _by_least_squares(made: Factored, m: Array, gram: Array, kind: Kind, offered
             parts = (kept, second @ v, v.T)
             saved = float(np.sum(values[::-1][: option.ranks[1]]))
         made.loss[option] = min(1.0, max(0.0, 1 - saved / energy)) if energy > 0 else 0.0
-        made.parts[option] = tuple(part.astype(np.float32) for part in parts)
+        made.fitted[option] = tuple(part.astype(np.float32) for part in parts)
 
 
 def _first_factor(m: Array, gram: Array, sizes: Sizes, kind: Kind, rank: int) -> Array:
