@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from . import sizes
+from .dataset import Dataset
 from .shapes import Facts, subgraphs
 
 
@@ -45,6 +46,18 @@ def total_macs(model: ir.Model, dims: Mapping[str, int] | None = None) -> int | 
     """MACs of one sample; None if those of any node are not known. Arguments as for ``node_macs``."""
     macs = node_macs(model, dims)
     return _sum([macs[node] for node in model.graph])
+
+
+def dims_as_fed(model: ir.Model, data: Dataset) -> dict[str, int]:
+    """Sizes of the symbolic dimensions of the inputs, as the first sample has them."""
+    feed = next(iter(data.first(1).batches())).feed
+    return {
+        dim.value: size
+        for value in model.graph.inputs
+        if value.name in feed and value.shape is not None and len(value.shape) == feed[value.name].ndim
+        for dim, size in zip(value.shape, feed[value.name].shape, strict=True)
+        if isinstance(dim, ir.SymbolicDim) and dim.value
+    }
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

@@ -130,7 +130,8 @@ class Work:
             return 1 / self.evidence.speedup(self.before.path, self.path)
         if of == "bytes":
             return model.file_bytes(self.path) / self.before.bytes
-        macs = [cost.total_macs(one) for one in (candidate, self.before.model)]
+        dims = cost.dims_as_fed(self.before.model, self.evidence.data)
+        macs = [cost.total_macs(one, dims) for one in (candidate, self.before.model)]
         if macs[0] is None or not macs[1]:
             raise ModelError(
                 "the model's MACs are not known", hint="Fix its dynamic dimensions with --set shapes.fix.NAME=SIZE."

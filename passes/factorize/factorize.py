@@ -145,7 +145,8 @@ class Factorize(LossyPass):
         """What each form and rank saves and costs, layer by layer."""
         known = self._analysed(model, sites, context)
         by_name = {layer.name: layer for layer in layers(model)}
-        macs = cost.node_macs(model)
+        dims = {} if context.data is None else cost.dims_as_fed(model, context.data)
+        macs = cost.node_macs(model, dims)
         damage = self._damage(model, sites, context)
         times = self._milliseconds(model, sites, context)
         grades = {}

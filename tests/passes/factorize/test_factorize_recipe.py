@@ -82,8 +82,9 @@ def test_low_rank_layers_become_faster_and_the_budget_holds(tmp_path: Path) -> N
 def test_a_network_that_is_too_small_to_gain_is_never_written_slower(tmp_path: Path) -> None:
     model, data = _model(tmp_path, size=24)
     code, report, _ = _optimize(model, data, "--max-drop", "1")
-    assert code == 0, report["verdict"]
-    assert report["timing"]["verdict"] != "slower"
+    written = model.with_suffix(".out.onnx").exists()
+    assert written == (code == 0)
+    assert not written or report["timing"]["verdict"] != "slower"
 
 
 @pytest.mark.parametrize(
