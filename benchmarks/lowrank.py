@@ -1,0 +1,182 @@
+"""``graphopt optimize --recipe lowrank``: multiply-accumulates, accuracy and speed; data-aware factors beside the plain SVD.
+
+No labels are given to the pass: it sees the calibration samples, the metric is taken on labelled ones. Speed is against the same
+model after the lossless recipe, so that it is the factors' own. Needs GRAPHOPT_ZOO; ``--wide FOLDER`` adds the network that
+``wide_digits.py`` trains, ``--exports FOLDER`` transformers with random weights, for structure and speed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import model, targets
+from graphopt.dataset.generate import generate
+from graphopt.passes.factorize.decompose import decompose
+
+import common
+
+_IMAGES = {
+    "mobilenet_v1_025": "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb",
+    "mobilenet_v2": "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
+}
+_SAMPLES = 8
+"""Generated samples for models with random weights."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its goal; ``macs``: the part that may remain, None: whatever pays within ``max_drop``."""
+
+    name: str
+    source: Path
+    calibration: Path
+    labelled: Path
+    macs: float | None
+    goal: str
+    images: str = ""
+    max_drop: float = 1.0
+    more: tuple[str, ...] = ()
+
+
+def main() -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--wide", type=Path, metavar="FOLDER", help="what wide_digits.py wrote")
+    parser.add_argument("--exports", type=Path, metavar="FOLDER", help="where bert_dynamo.onnx and others lie")
+    parser.add_argument("--only", nargs="*", metavar="MODEL", help="these models only")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {"svd": _ranks()}
+    rows: list[Sequence[object]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for number, case in enumerate(_cases(options, folder)):
+            if options.only and case.name not in options.only:
+                continue
+            found = _measured(case, folder / str(number))
+            figures[f"{case.name} {case.macs}"] = found
+            rows.append(_row(case, found))
+            print(case.name, found, flush=True)
+    text = (
+        "*MACs* are what remains of the model's multiply-accumulates. *Speed* is against the model after the lossless recipe, by "
+        "CPU time on one thread, interleaved, with its 95 % interval. Transformers have random weights: their metric is the "
+        "cosine of the outputs on the calibration samples, which says nothing of accuracy."
+    )
+    header = ("model", "goal", "MACs", "metric before", "drop", "speed", "MB before", "MB after", "layers", "CPU s", "peak MB")
+    svd = [(rank, f"{plain:.4f}", f"{aware:.4f}") for rank, plain, aware in figures["svd"]]
+    parts = [text, common.table(header, rows), _RANKS, common.table(("rank", "plain SVD", "on data"), svd)]
+    common.publish("lowrank", "Low rank: what it saves and costs", parts, figures, options)
+
+
+_RANKS = (
+    "The part of a layer's output energy that is lost, on samples that the factors were not made from: the 64 channels of a "
+    "convolution's input mixed so that their energies fall geometrically, a random weight of 64 by 96."
+)
+
+
+def _ranks() -> list[tuple[int, float, float]]:
+    """Loss by rank of the plain SVD and of the factors for the data."""
+    random = np.random.default_rng(0)
+    mix = random.standard_normal((64, 64)) * 0.9 ** np.arange(64)[:, np.newaxis]
+    seen, unseen = (random.standard_normal((count, 64)) @ mix for count in (2000, 2000))
+    weight = random.standard_normal((64, 96))
+    total = float(np.square(unseen @ weight).sum())
+    found = []
+    for rank in (4, 8, 12, 16, 24, 32):
+        lost = []
+        for gram in (None, seen.T @ seen):
+            factors = decompose(weight, gram, rank)
+            lost.append(float(np.square(unseen @ (weight - factors.a @ factors.b)).sum()) / total)
+        found.append((rank, lost[0], lost[1]))
+    return found
+
+
+def _cases(options: Any, folder: Path) -> list[Case]:
+    models, data = common.zoo() / "models", common.zoo() / "data"
+    cifar = data / "cifar10" / "calib.npz", data / "cifar10" / "eval.npz"
+    imagenet = data / "imagenet" / "calib", data / "imagenet" / "eval"
+    cases = [
+        Case(name, models / f"{name}.onnx", *cifar, macs, f"-{100 * (1 - macs):.0f} % MACs, drop <= {drop}")
+        for name in ("cifar_resnet20", "cifar_resnet56")
+        for macs, drop in ((0.8, "0.010"), (0.7, "0.025"))
+    ]
+    cases += [
+        Case(name, models / f"{name}.onnx", *imagenet, None, "never slower", images, 0.01) for name, images in _IMAGES.items()
+    ]
+    if options.wide:
+        source, *wide = (options.wide / name for name in ("wide_digits.onnx", "calib.npz", "eval.npz"))
+        goals = {0.55: "-45 % MACs, drop <= 0.010, 1.3x", None: "as fast as a drop of 0.010 allows"}
+        cases += [Case("wide_digits", source, wide[0], wide[1], macs, goal, max_drop=0.01) for macs, goal in goals.items()]
+    for name in ("bert_dynamo", "gpt2_dynamo", "llama_dynamo", "vit_dynamo") if options.exports else ():
+        if options.only and name not in options.only:
+            continue
+        source = options.exports / f"{name}.onnx"
+        samples = _generated(source, folder / f"{name}.npz")
+        more = ("--metric", "cosine")
+        goal = "-30 % MACs, 0.7 of 1.43x"
+        cases.append(Case(name, source, samples, samples, 0.7, goal, max_drop=2.0, more=more))
+    return cases
+
+
+def _generated(source: Path, path: Path) -> Path:
+    """Samples for a model with random weights."""
+    target, loaded = targets.load("cpu"), model.load(source)
+    with targets.runtime(target).open(source, target) as session:
+        data = generate(loaded, dims={}, seed=0, runs=session.accepts).first(_SAMPLES)
+    feeds = [batch.feed for batch in data.batches()]
+    np.savez(path, **{name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
+    return path
+
+
+def _measured(case: Case, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    lossless, out = folder / "lossless.onnx", folder / "out.onnx"
+    common.graphopt("optimize", case.source, "-o", lossless, "--timing", "off")
+    source = lossless if lossless.exists() else case.source
+    goal = ["--set", f"factorize.macs={case.macs}"] if case.macs else []
+    images = ["--images", case.images] if case.images else []
+    asked = ("--recipe", "lowrank", "--data", case.calibration, "--eval", case.labelled, "--max-drop", case.max_drop)
+    ran = common.graphopt("optimize", source, "-o", out, *asked, *goal, *images, *case.more, "--json")
+    cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": ran.peak_rss_bytes}
+    if not ran.stdout.startswith("{"):
+        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}", **cost}
+    report = json.loads(ran.stdout)
+    step = next(one for one in report["passes"] if one["name"] == "factorize")
+    if not out.exists() or not step["kept"]:
+        return {"failed": step["why"] if not step["kept"] else report["verdict"], **cost}
+    before, after = report["input"], report["output"]
+    return {
+        "macs": after["macs"] / before["macs"] if before["macs"] and after["macs"] else None,
+        "metric": report["validation"]["metric"],
+        "speed": [report["timing"][key] for key in ("speedup", "speedup_low", "speedup_high")],
+        "bytes": [before["bytes"], after["bytes"]],
+        "layers": step["why"].split(",")[0],
+        **cost,
+    }
+
+
+def _row(case: Case, found: dict[str, Any]) -> Sequence[object]:
+    cost = (f"{found['cpu_seconds']:.0f}", f"{found['peak_bytes'] / 1e6:.0f}")
+    if "failed" in found:
+        return (case.name, case.goal, f"declined: {found['failed'].replace('|', '/')}", *[""] * 6, *cost)
+    metric, (speed, low, high) = found["metric"], found["speed"]
+    return (
+        case.name,
+        case.goal,
+        f"{found['macs']:.3f}" if found["macs"] else "dynamic sizes",
+        f"{metric['name']} {metric['before']:.4f}",
+        f"{metric['drop']:.4f}",
+        f"{speed:.2f} ({low:.2f} to {high:.2f})",
+        *(f"{size / 1e6:.2f}" for size in found["bytes"]),
+        found["layers"],
+        *cost,
+    )
+
+
+if __name__ == "__main__":
+    main()
