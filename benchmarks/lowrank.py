@@ -1,8 +1,8 @@
 """``graphopt optimize --recipe lowrank``: multiply-accumulates, accuracy and speed; data-aware factors beside the plain SVD.
 
-No labels are given to the pass: it sees the calibration samples, the metric is taken on labelled ones. Speed is against the same
-model after the lossless recipe, so that it is the factors' own. Needs GRAPHOPT_ZOO; ``--wide FOLDER`` adds the network that
-``wide_digits.py`` trains, ``--exports FOLDER`` transformers with random weights, for structure and speed alone.
+No labels are given to the pass: it sees the calibration samples, the metric is taken on labelled ones. Speed is against the
+same model after the lossless recipe, so that it is the factors' own. Needs GRAPHOPT_ZOO; ``--wide FOLDER`` adds the network
+that ``wide_digits.py`` trains, ``--exports FOLDER`` transformers with random weights, for structure and speed alone.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main() -> None:
             rows.append(_row(case, found))
             print(case.name, found, flush=True)
     text = (
-        "*MACs* are what remains of the model's multiply-accumulates. *Speed* is against the model after the lossless recipe, by "
-        "CPU time on one thread, interleaved, with its 95 % interval. Transformers have random weights: their metric is the "
+        "*MACs* are what remains of the model's multiply-accumulates. *Speed* is against the model after the lossless recipe, "
+        "by CPU time on one thread, interleaved, with its 95 % interval. Transformers have random weights: their metric is the "
         "cosine of the outputs on the calibration samples, which says nothing of accuracy."
     )
     header = ("model", "goal", "MACs", "metric before", "drop", "speed", "MB before", "MB after", "layers", "CPU s", "peak MB")

@@ -114,7 +114,6 @@ class Factorize(LossyPass):
     options: FactorizeOptions
     needs = frozenset({Need.DATA})
     graded = True
-    added_by_set = True
 
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
