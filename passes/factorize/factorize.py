@@ -170,7 +170,9 @@ class Factorize(LossyPass):
         known = self._analysed(model, [*plan], context)
         by_name = {layer.name: layer for layer in layers(model)}
         names = Names(model)
-        changes = [Change(name, "left alone", why, done=False) for name, why in known.declined.items()]
+        planned = {site.name for site in plan}
+        slower = [(name, why) for name, why in known.declined.items() if name not in planned]
+        changes = [Change(name, "left alone", why, done=False) for name, why in slower]
         for site, setting in plan.items():
             changes.append(self._write(by_name[site.name], _option(setting), known, names)[0])
         return changes
