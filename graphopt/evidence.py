@@ -106,14 +106,14 @@ class Evidence:
             return str(error)
         return f"the outputs changed: {'; '.join(problems)}" if problems else None
 
-    def over_budget(self, candidate: Path) -> str | None:
-        """Why a lossy candidate costs too much on all samples; None when it is within the budget."""
+    def over_budget(self, candidate: Path, share: float = 1.0) -> str | None:
+        """Why a lossy candidate costs more than this share of the budget on all samples; None when it does not."""
         try:
             with self.open_candidate(candidate) as session:
                 found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
         except Unusable as error:
             return str(error)
-        return self._over_budget(found)
+        return self._over_budget(found, share)
 
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""
@@ -136,12 +136,12 @@ class Evidence:
             problems=problems,
         )
 
-    def _over_budget(self, found: evaluate.Evaluation) -> str | None:
+    def _over_budget(self, found: evaluate.Evaluation, share: float = 1.0) -> str | None:
         if found.mismatches:
             return "; ".join(found.mismatched())
-        if found.metric is None or self.max_drop is None or found.metric.drop <= self.max_drop + 1e-12:
+        if found.metric is None or self.max_drop is None or found.metric.drop <= share * self.max_drop + 1e-12:
             return None
-        return f"{found.metric.name} falls by {found.metric.drop:.4g}, more than {self.max_drop:g}"
+        return f"{found.metric.name} falls by {found.metric.drop:.4g}, more than {share * self.max_drop:.3g}"
 
     def speedup(self, before: Path, candidate: Path) -> float:
         """How many times as fast as ``before`` the candidate is, by the clock, in a share of the time limit."""

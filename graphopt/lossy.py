@@ -33,9 +33,9 @@ _WORTH = 1.02
 """The least speed-up over the model before for which accuracy is spent under the goal of latency: less may be noise."""
 
 
-def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
+def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Outcome:
     """Find a plan for the sites that the pass offers; the model that is kept is written to ``path``."""
-    work = Work.begin(trial, rewrite, before, path, context)
+    work = Work.begin(trial, rewrite, before, path, context, share)
     if not work.sites:
         reasons = sorted({change.why for change in work.declined})
         why = f"nothing to change: 0 of {work.offered} sites can be treated"
@@ -58,16 +58,18 @@ class Work:
     sites: Sequence[Site]
     declined: Sequence[Change]
     offered: int
+    share: float = 1.0
+    """The part of the budget that may be spent up to this pass."""
 
     @classmethod
-    def begin(cls, trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context) -> Work:
+    def begin(cls, trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Work:
         """List the sites that may be changed: those that the pass offers with settings and the user does not exclude."""
         assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
         before = _named(before, path.with_name("before") / path.name, trial.external_data)
         offered = rewrite.sites(before.model, context)
         sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
         declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
-        return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered))
+        return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered), share)
 
     def together(self) -> Outcome:
         """Try plans from harsh to gentle; the first that holds the budget is kept."""
@@ -179,7 +181,8 @@ class Work:
         """The model with the plan, as it would be kept, and what is wrong with it."""
         candidate = model.clone(self.before.model)
         changes = self.rewrite.apply(candidate, plan, self.context)
-        return candidate, changes, self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path)
+        problem = self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path, self.share)
+        return candidate, changes, problem
 
     def _over(self, chosen: frozenset[Site]) -> str | None:
         return self._final(allocate.harshest(chosen))[2]

@@ -40,15 +40,22 @@ class Trial:
     """Whether candidates of lossy passes may be timed."""
     goal: Literal["latency", "size"]
 
-    def run(self, rewrite: Pass | LossyPass, before: Stage, path: Path, context: Context) -> Outcome:
+    def run(self, rewrite: Pass | LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Outcome:
         """Try ``rewrite`` on the model ``before``; a result that is kept is written to ``path``.
+
+        Args:
+            rewrite: The pass.
+            before: The model so far.
+            path: Where a result goes.
+            context: What the pass may use.
+            share: The part of the budget of accuracy that may be spent up to this pass.
 
         Raises:
             GraphoptError: The pass needs something from the user (an option, data, an extra).
         """
         try:
             if isinstance(rewrite, LossyPass):
-                return lossy.attempt(self, rewrite, before, path, context)
+                return lossy.attempt(self, rewrite, before, path, context, share)
             return self._lossless(rewrite, before, path, context)
         except GraphoptError:
             raise
