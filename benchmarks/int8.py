@@ -177,7 +177,7 @@ def _judged(case: Case, source: Path, out: Path, checks: Path) -> dict[str, Any]
             chosen = metrics.choose("cosine" if case in EXPORTS else None, before.outputs, data.labelled)
             found = evaluate.compare(before, after, data, chosen)
     except Exception as error:  # a peer's file may be anything
-        return {"failed": f"does not run: {str(error)[:160]}"}
+        return {"failed": f"does not run: {str(error).replace(str(out), out.name)[:160]}"}
     assert found.metric is not None
     timed = timing.compare(
         lambda: runtime.open(source, _CPU),
