@@ -188,7 +188,7 @@ class Work:
         return self._final(allocate.harshest(chosen))[2]
 
     def _integers(self, plan: Plan, candidate: ir.Model) -> tuple[str, list[Change]]:
-        """How many sites the runtime computes in integers, in words, and the planned ones that it does not."""
+        """How many sites the runtime computes in integers, in words; the planned ones that it does not, and each conversion."""
         profile = self.evidence.profile(self.path)
         if not any(kernel.integer for kernel in profile):
             return "", []
@@ -198,7 +198,11 @@ class Work:
         spent = sum(kernel.milliseconds for kernel in staying)
         said = f"{len(found.integer)} as integer kernels, {len(staying)} conversions stay ({1000 * spent:.0f} us)"
         why = "the runtime made no integer kernel of it"
-        return said, [Change(site.name, "computed in float all the same", why, done=False) for site in floating]
+        left = [Change(site.name, "computed in float all the same", why, done=False) for site in floating]
+        for kernel in staying:
+            cost = f"between integers and floats: {1000 * kernel.milliseconds:.0f} us"
+            left.append(Change(kernel.origin or kernel.name, f"{kernel.op_type} stays", cost, done=False))
+        return said, left
 
     def _kept(
         self,
