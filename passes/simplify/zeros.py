@@ -44,12 +44,13 @@ def drop_zero_terms(work: Work) -> list[Change]:
     """Drop terms of zero in the main graph and its subgraphs."""
     root = work.roots()[0]
     terms = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
-    found = [(node, kept) for node in terms if (kept := _other_than_zero(work, node)) is not None]
-    if not found:
+    terms = [node for node in terms if _other_than_zero(work, node) is not None]
+    if not terms:
         return []
     edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
-    for node, kept in found:
-        if node.outputs[0] not in sensitive and edit.keeps(node, kept):
+    for node in terms:
+        kept = _other_than_zero(work, node)  # by now: what it read may have been the sum of a term that is gone
+        if kept is not None and node.outputs[0] not in sensitive and edit.keeps(node, kept):
             edit.put(
                 node, kept, f"removed {node.op_type}", "it adds zero, and nothing can tell the sign of a zero in its output"
             )

@@ -165,5 +165,10 @@ def test_a_bias_of_zero_goes_where_the_sign_of_a_zero_cannot_matter(body: str, e
     assert result_of(body, (2,), weights) == expected
 
 
+def test_biases_of_zero_on_top_of_each_other_go():
+    body = "a = Add(x, zero)  b = Add(a, zero)  c = Add(two, b)  y = Relu(c)"
+    assert result_of(body, (2,), "float[2] zero = {0, 0}, float[2] two = {2, 3}") == ["Add", "Relu"]
+
+
 def test_a_zero_that_makes_the_output_wider_stays():
     assert result_of("a = Add(x, zero)  y = Relu(a)", (1,), "float[2] zero = {0, 0}") == ["Add", "Relu"]
