@@ -82,7 +82,8 @@ def zoo() -> Path:
 def publish(name: str, title: str, parts: Sequence[str], figures: Any, options: argparse.Namespace) -> None:
     """Print the page ``docs/NAME.md`` with the machine, the versions and the command, and write what was asked for."""
     here = environment()
-    typed = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *(["--docs"] if options.docs else [])])
+    chosen = ["PATH" if os.sep in argument else argument for argument in sys.argv[1:]]
+    typed = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *chosen])
     header = (
         f"Made by `{typed}` on {here.cpu}, {here.cores} cores ({', '.join(here.isa)}); "
         f"Python {here.python}, onnxruntime {here.onnxruntime}, onnx {here.onnx}, onnx-ir {here.onnx_ir}."

@@ -100,11 +100,15 @@ class Grade:
     """Time per run that it saves on the target."""
 
 
+Goal: TypeAlias = Literal["macs", "bytes", "latency"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
+
+
 @dataclass(frozen=True)
 class Remains:
     """A user's goal for the whole model: at most this part of it may remain."""
 
-    of: Literal["macs", "bytes", "latency"]
+    of: Goal
     part: float
 
 
@@ -259,8 +263,12 @@ class LossyPass(BasePass):
         return {}
 
     def remains(self) -> Remains | None:
-        """What the user's options allow to remain of the whole model; None: save as much as the budget of accuracy allows."""
-        return None
+        """What the user's options allow to remain of the whole model; None: save as much as the budget of accuracy allows.
+
+        An option that states such a goal is called ``macs``, ``bytes`` or ``latency``, in every pass.
+        """
+        stated = ((of, getattr(self.options, of, None)) for of in GOALS)
+        return next((Remains(of, part) for of, part in stated if part is not None), None)
 
     def decided(self) -> bool:
         """Whether the options say how much is to be saved: then no budget of accuracy is assumed where the user gives none."""

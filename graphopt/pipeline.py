@@ -309,7 +309,7 @@ class Run:
         begun, before = time.perf_counter(), self.stages[-1]
         growth = verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes)
         context = self.context(self.data, growth)
-        outcome = trial.run(step.rewrite, before, path, context, self._share(step))
+        outcome = trial.run(step.rewrite, before, path, context, self.job.recipe.share(step))
         if outcome.model is not None and outcome.path is not None:
             self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
         after = self.stages[-1]
@@ -330,15 +330,6 @@ class Run:
         )
         self.rows.append(row)
         return row, outcome.path
-
-    def _share(self, step: Step) -> float:
-        """The part of the budget that may be spent up to this step: the families of lossy passes get equal parts, in turn.
-
-        What one leaves is there for those after it; without this the first would spend all of it.
-        """
-        lossy = [one for one in self.job.recipe.steps if isinstance(one.rewrite, LossyPass)]
-        families = [*dict.fromkeys(_family(one) for one in lossy)]
-        return (1 + families.index(_family(step))) / len(families) if step in lossy else 1.0
 
     # -------------------------------------------------------------------------------------------------------- the verdict
 
@@ -398,10 +389,6 @@ class Run:
         timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
         problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)
         return Judgement(facts, validation, timing, problem)
-
-
-def _family(step: Step) -> str:
-    return step.name.partition(".")[0]
 
 
 def _fixed(original: ir.Model, as_fed: ir.Model) -> dict[str, int]:

@@ -48,6 +48,19 @@ class Recipe:
     summary: str
     steps: tuple[Step, ...]
 
+    def share(self, step: Step) -> float:
+        """The part of the budget of accuracy that may be spent up to a step.
+
+        The families of lossy passes (``prune``, ``quantize``) get equal parts, in turn, and what one leaves is there for those
+        after it: else the first would spend all of it.
+        """
+        from .contracts import LossyPass
+
+        lossy = [one.name.partition(".")[0] for one in self.steps if isinstance(one.rewrite, LossyPass)]
+        families = [*dict.fromkeys(lossy)]
+        family = step.name.partition(".")[0]
+        return (1 + families.index(family)) / len(families) if isinstance(step.rewrite, LossyPass) else 1.0
+
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -246,7 +246,7 @@ def test_a_budget_that_int8_breaks_leaves_the_worst_sites_alone(tmp_path: Path) 
     assert report.validation.metric.drop <= 3e-5
 
 
-def test_the_ranking_has_every_site_and_finds_the_one_that_was_made_worse(tmp_path: Path) -> None:
+def test_the_ranking_has_every_site_the_most_sensitive_first(tmp_path: Path) -> None:
     found = rank(DEMO / "digits.onnx", data=str(DEMO / "digits.npz"), samples=8)
     [one] = found.passes
     damages = [row.damage for row in one.sites]

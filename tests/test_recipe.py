@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from graphopt import recipe
+from graphopt.contracts import Remains
 from graphopt.errors import UsageError
 
 
@@ -73,3 +74,15 @@ def test_a_step_that_the_recipe_has_is_not_added_again() -> None:
 def test_on_and_off_are_words_where_an_option_takes_them() -> None:
     found = recipe.load("int8-static", ["quantize.static.bias_correction=off"])
     assert found.steps[-1].options["bias_correction"] == "off"
+
+
+def test_families_of_lossy_passes_share_the_budget_in_turn() -> None:
+    made = recipe.parse("passes: [simplify, prune.channels, quantize.static, quantize.dynamic]", "mine")
+    assert [made.share(step) for step in made.steps] == [1.0, 0.5, 1.0, 1.0]
+
+
+def test_options_of_one_name_state_the_goal_in_every_pass() -> None:
+    for setting in ("prune.channels.macs=0.7", "factorize.macs=0.7"):
+        name = "prune" if setting.startswith("prune") else "lowrank"
+        rewrite = recipe.load(name, [setting]).steps[-1].rewrite
+        assert rewrite.remains() == Remains("macs", 0.7)

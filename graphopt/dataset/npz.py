@@ -32,7 +32,8 @@ from .preflight import (
 )
 
 _BROKEN = (OSError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
-"""What NumPy and zipfile raise for broken, encrypted or oddly compressed files, beside ValueError."""
+"""What NumPy and zipfile raise, beside ValueError, for files that are broken, encrypted or oddly compressed, or that hold, or
+claim to hold, more than fits into memory."""
 
 
 def open_npz(path: Path, specs: Sequence[TensorSpec], batch_size: int) -> Dataset:
@@ -157,4 +158,4 @@ def _told(path: Path) -> Iterator[None]:
         hint = "They can run code when loaded. Save plain arrays of numbers or of text instead."
         raise DataError("the file holds pickled Python objects", where=where, hint=hint) from None
     except _BROKEN as error:
-        raise DataError(f"the file cannot be read: {error}", where=where) from error
+        raise DataError(f"the file cannot be read: {type(error).__name__} {error}", where=where) from error

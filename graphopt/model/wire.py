@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]  # protobuf ships no types
 
 __all__ = [
     "LIMIT_BYTES",

@@ -48,7 +48,7 @@ def patches(node: ir.Node) -> Patches:
     weight = node.inputs[1]
     assert weight is not None
     assert weight.shape is not None
-    kernel = tuple(int(dim) for dim in weight.shape[2:])  # type: ignore[arg-type]  # static, as said
+    kernel = weight.shape.numpy()[2:]  # raises where a dimension is symbolic
     ones = (1,) * len(kernel)
     given = node.attributes
     return Patches(

@@ -30,7 +30,6 @@ from graphopt.contracts import (
     Need,
     PassOptions,
     Plan,
-    Remains,
     Session,
     Setting,
     Site,
@@ -118,14 +117,6 @@ class Factorize(LossyPass):
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
         self._known: _Known | None = None
-
-    def remains(self) -> Remains | None:
-        """The goal that the options state."""
-        for of in ("macs", "bytes", "latency"):
-            part = getattr(self.options, of)
-            if part is not None:
-                return Remains(of, part)
-        return None
 
     def decided(self) -> bool:
         """Whether the options say how much is to be saved."""

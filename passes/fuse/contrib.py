@@ -22,7 +22,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -152,10 +152,10 @@ def _fast_gelu() -> RewriteRuleSet:
     """Gelu(x, approximate = "tanh") -> FastGelu(x), which ``ort_fusions`` knows only as it is written out."""
     from onnxscript.rewriter import RewriteRuleSet, pattern
 
-    def before(op, x):  # type: ignore[no-untyped-def]
+    def before(op: Any, x: Any) -> Any:
         return op.Gelu(x, approximate="tanh")
 
-    def after(op, x):  # type: ignore[no-untyped-def]
+    def after(op: Any, x: Any) -> Any:
         return op.FastGelu(x, _domain=DOMAIN)
 
     return RewriteRuleSet([pattern.RewriteRule(before, after)])
@@ -169,16 +169,18 @@ def _written_out(old: Collection[ir.Node]) -> RewriteRuleSet:
     """
     from onnxscript.rewriter import RewriteRuleSet, pattern
 
-    def before(op, x, scale):  # type: ignore[no-untyped-def]
+    def before(op: Any, x: Any, scale: Any) -> Any:
         return op.SimplifiedLayerNormalization(x, scale, _allow_other_attributes=True, _outputs=["y"])
 
     def is_new(_context: object, y: ir.Value, **_: object) -> bool:
         return y.producer() not in old
 
-    def after(op, x, scale, y):  # type: ignore[no-untyped-def]
+    def after(op: Any, x: Any, scale: Any, y: ir.Value) -> Any:
         square = op.Pow(x, op.Constant(value_float=2.0))
         mean = op.ReduceMean(square, op.Constant(value_ints=[-1]), keepdims=1)  # the rules know no opset below 18
-        epsilon = y.producer().attributes.get_float("epsilon", 1e-5)
+        producer = y.producer()
+        assert producer is not None
+        epsilon = producer.attributes.get_float("epsilon", 1e-5)
         return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, op.Constant(value_float=epsilon)))), scale)
 
     return RewriteRuleSet([pattern.RewriteRule(before, after, is_new)])

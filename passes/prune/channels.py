@@ -23,7 +23,7 @@ from graphopt import axes, cost, sensitivity
 from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
-from graphopt.contracts import Array, Change, Context, Grade, LossyPass, Need, PassOptions, Plan, Remains, Setting, Site
+from graphopt.contracts import Array, Change, Context, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
 from graphopt.dataset import Batch, Dataset, Span
 
 from . import criteria, readers, refit, selection, shares
@@ -93,14 +93,6 @@ class PruneChannels(LossyPass):
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
         self._known: _Known | None = None
-
-    def remains(self) -> Remains | None:
-        """The goal that the options state."""
-        for of in ("macs", "bytes", "latency"):
-            part = getattr(self.options, of)
-            if part is not None:
-                return Remains(of, part)
-        return None
 
     def decided(self) -> bool:
         """Whether the options say how much goes."""

@@ -13,17 +13,16 @@ smooth     chooses them, ``fake`` measures what they gain
 from __future__ import annotations
 
 from .dynamic import DynamicOptions, DynamicQuantize
-from .equalize import Equalize, EqualizeOptions
-from .smooth import Smooth, SmoothOptions
+from .equalize import BalanceOptions, Equalize
+from .smooth import Smooth
 from .static import StaticOptions, StaticQuantize
 
 __all__ = [
+    "BalanceOptions",
     "DynamicOptions",
     "DynamicQuantize",
     "Equalize",
-    "EqualizeOptions",
     "Smooth",
-    "SmoothOptions",
     "StaticOptions",
     "StaticQuantize",
 ]

@@ -19,6 +19,7 @@ readers is taken. Whether the whole is a gain, and whether a weaker one is a lar
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,10 @@ class Group:
     @property
     def name(self) -> str:
         """What a user can find the group by: the value that its first reader reads."""
-        return self.readers[0].node.inputs[0].name or site(self.readers[0].node)  # type: ignore[union-attr]
+        node = self.readers[0].node
+        read = node.inputs[0]
+        assert read is not None
+        return read.name or site(node)
 
     @property
     def op_types(self) -> frozenset[str]:
@@ -95,10 +99,12 @@ class Chosen:
     gain: float
 
 
-def improve(
-    model: ir.Model, context: Context, samples: int, wanted: Callable[[Group], bool], excluded: Callable[[ir.Node], bool]
-) -> list[Change]:
+def improve(model: ir.Model, context: Context, samples: int, wanted: Callable[[Group], bool]) -> list[Change]:
     """Scale the wanted groups of ``model`` in place if its quantized outputs gain by it; say what was done or why not."""
+
+    def excluded(node: ir.Node) -> bool:
+        return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in context.exclude)
+
     style = context.target.quantization
     if style is None:
         return [_declined("model", f"nothing is known of integers on the target {context.target.name!r}")]

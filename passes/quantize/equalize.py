@@ -14,21 +14,19 @@ padding follows; in mobilenet_v1_025, mobilenet_v2, squeezenet1_1, cifar_resnet2
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 
 import onnx_ir as ir
 from pydantic import Field
 
 from graphopt.contracts import Change, Context, Need, Pass, PassOptions
-from graphopt.graphs import site
 
 from . import balance
 
 LINEAR = frozenset({"Gemm", "MatMul"})
 
 
-class EqualizeOptions(PassOptions):
+class BalanceOptions(PassOptions):
     """How the scales are found."""
 
     samples: int = Field(256, ge=2, description="samples that ranges and gains are measured on")
@@ -39,14 +37,10 @@ class Equalize(Pass):
 
     name = "quantize.equalize"
     summary = "channel ranges evened out between layers, the function unchanged, before quantization"
-    Options = EqualizeOptions
+    Options = BalanceOptions
     needs = frozenset({Need.DATA})
-    options: EqualizeOptions
+    options: BalanceOptions
 
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Scale every group of channels where that lowers the error of quantization."""
-
-        def excluded(node: ir.Node) -> bool:
-            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in context.exclude)
-
-        return balance.improve(model, context, self.options.samples, lambda group: not group.op_types <= LINEAR, excluded)
+        return balance.improve(model, context, self.options.samples, lambda group: not group.op_types <= LINEAR)

@@ -265,8 +265,9 @@ class Placer:
     def _put_constant(self, node: ir.Node, index: int) -> None:
         value = node.inputs[index]
         tensor = constant(value)
+        assert value is not None
         assert tensor is not None
-        parameters = self.parameters[value]  # type: ignore[index]
+        parameters = self.parameters[value]
         self._put(node, index, quantize(tensor.numpy(), parameters), parameters)
 
     def _put(self, node: ir.Node, index: int, integers: Array, parameters: Parameters) -> None:

@@ -9,23 +9,14 @@ channel has a scale of its own. alpha says which part: it is searched per group,
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from pydantic import Field
 
-from graphopt.contracts import Change, Context, Need, Pass, PassOptions
-from graphopt.graphs import site
+from graphopt.contracts import Change, Context, Need, Pass
 
 from . import balance
-from .equalize import LINEAR
-
-
-class SmoothOptions(PassOptions):
-    """How the scales are found."""
-
-    samples: int = Field(256, ge=2, description="samples that ranges and gains are measured on")
+from .equalize import LINEAR, BalanceOptions
 
 
 class Smooth(Pass):
@@ -33,14 +24,10 @@ class Smooth(Pass):
 
     name = "quantize.smooth"
     summary = "outlier channels moved from activations into weights, the function unchanged, before quantization"
-    Options = SmoothOptions
+    Options = BalanceOptions
     needs = frozenset({Need.DATA})
-    options: SmoothOptions
+    options: BalanceOptions
 
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Scale every group of channels where that lowers the error of quantization."""
-
-        def excluded(node: ir.Node) -> bool:
-            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in context.exclude)
-
-        return balance.improve(model, context, self.options.samples, lambda group: group.op_types <= LINEAR, excluded)
+        return balance.improve(model, context, self.options.samples, lambda group: group.op_types <= LINEAR)
