@@ -291,6 +291,8 @@ class Availability:
     version: str = ""
     why: str = ""
     hint: str = ""
+    timed: bool = True
+    """Whether times mean anything: not in a simulator, or on another processor than the device's (``why`` says which)."""
 
 
 @dataclass(frozen=True)

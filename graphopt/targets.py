@@ -2,12 +2,18 @@
 
 A target names a runtime and a provider and how it wants to be driven; passes ask it what the device can do
 (``Quantization``: which integers, and which operators have kernels for them). A YAML file of the same form may be given in
-place of a name. A target that cannot run here is still data; using it is a MissingError.
+place of a name; ``like: NAME`` in it takes over what it does not say itself.
+
+A target that cannot run here is still data; using it is a MissingError that says why. One that runs here in another way than on
+the device (a simulator, another processor family) has the device's answers but not its times: it is checked and not timed
+(``Availability.timed``).
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import registry
 from .contracts import Availability
+from .environment import environment
 from .errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -58,10 +65,21 @@ class Target(BaseModel):
     runtime: str = Field(description="name of a registered runtime")
     provider: str = Field(description="the runtime's execution provider that must run the model")
     provider_options: dict[str, str] = Field(default_factory=dict)
+    plugin: str | None = Field(default=None, description="Python package whose get_library_path() is the provider's library")
+    device: str | None = Field(default=None, description="which of the provider's devices: CPU, GPU or NPU")
+    extra: str | None = Field(default=None, description="extra of graphopt that brings what the target needs")
+    system: str | None = Field(default=None, description="the only operating system that runs it, as platform.system() says")
+    machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")
+    elsewhere: Literal["missing", "untimed"] = Field(
+        default="missing", description="on another processor family: it cannot run, or answers are checked and nothing is timed"
+    )
+    isa: tuple[str, ...] = Field(default=(), description="instruction sets of which the processor must have at least one")
+    batch: int = Field(default=1, ge=1, description="samples in a run when timed")
     threads: int = Field(default=1, ge=1, description="threads of a session when timed")
     clock: Literal["cpu", "wall"] = Field(default="wall", description="cpu: CPU time of a one-thread session is the gate")
-    machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")
     max_opset: int | None = Field(default=None, description="highest opset of the default domain that the runtime takes")
+    operators: str | None = Field(default=None, description="table of the operators that the provider takes, where it is not")
+    types: tuple[str, ...] = Field(default=(), description="element types that the provider computes with; none: not known")
     slow_kernels: tuple[str, ...] = Field(default=(), description="fused kernels that take longer than what they replace")
     vector_width: int = Field(default=16, ge=1, description="channels that a kernel computes at once: one more costs as many")
     quantization: Quantization | None = Field(default=None, description="None: nothing is known of integers on the target")
@@ -102,17 +120,36 @@ def runtime(target: Target) -> Runtime:
 
 
 def availability(target: Target) -> Availability:
-    """Whether a target runs here: on this machine, and with what is installed.
+    """Whether a target runs here: on this machine, and with what is installed; found by running a model of one node.
 
     Raises:
-        UsageError: There is no such runtime.
         MissingError: The package that provides the runtime cannot be imported.
     """
     here = platform.machine()
-    if target.machine not in {None, here}:
-        hint = "Run graphopt there; for use here, choose another target."
-        return Availability(ok=False, why=f"it is {target.machine}, and this machine is {here}", hint=hint)
-    return registry.runtime(target.runtime).availability(target)
+    foreign = target.machine not in {None, here}
+    problem = None
+    if target.system not in {None, platform.system()}:
+        problem = f"it is for {target.system}, and this is {platform.system()}"
+    elif foreign and target.elsewhere == "missing":
+        problem = f"it is {target.machine}, and this machine is {here}"
+    elif target.isa and not {*target.isa} & {*environment().isa}:
+        problem = f"it needs a processor with {' or '.join(target.isa)}, which this one does not have"
+    if problem is not None:
+        return Availability(ok=False, why=problem, hint="Run graphopt there; for use here, choose another target.")
+    if target.runtime not in registry.runtime_names():
+        known = ", ".join(registry.runtime_names())
+        why = f"no runtime called {target.runtime!r} is installed (there is {known})"
+        return Availability(ok=False, why=why, hint=install_line(target))
+    found = registry.runtime(target.runtime).availability(target)
+    if found.ok and foreign:
+        why = f"it is {target.machine}, and this machine is {here}: answers are checked here, and nothing is timed"
+        return replace(found, timed=False, why=why)
+    return found
+
+
+def install_line(target: Target) -> str:
+    """What brings that which a target needs; empty when graphopt has no extra for it."""
+    return f"pip install 'graphopt[{target.extra}]'" if target.extra is not None else ""
 
 
 def parse(text: str, where: str) -> Target:
@@ -123,9 +160,22 @@ def parse(text: str, where: str) -> Target:
     """
     try:
         fields: Any = yaml.safe_load(text)
+        if isinstance(fields, dict) and "like" in fields:
+            fields = _inherited(fields, where)
         return Target.model_validate(fields)
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {error}", where=where) from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise UsageError(f"not a valid target: {problems}", where=where) from None
+
+
+def _inherited(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields with those of the shipped target that they are ``like``; the style of integers is merged field by field."""
+    own = {name: value for name, value in fields.items() if name != "like"}
+    if fields["like"] not in names() or Path(where) == _FOLDER / f"{fields['like']}.yaml":
+        raise UsageError(f"is like {fields['like']!r}, which is no target that ships with graphopt", where=where)
+    base = load(fields["like"]).model_dump(exclude_unset=True)
+    if isinstance(own.get("quantization"), dict):
+        own["quantization"] = {**(base.get("quantization") or {}), **own["quantization"]}
+    return {**base, **own}

@@ -362,7 +362,7 @@ def test_a_wrong_name_is_answered_with_the_nearest() -> None:
         registry.pass_class("simplfy")
     with pytest.raises(UsageError, match="'lossless'"):
         recipe.load("losless")
-    with pytest.raises(UsageError, match="Known: cpu"):
+    with pytest.raises(UsageError, match="Known: coreml, cpu"):
         targets.load("zzz")
 
 
