@@ -315,6 +315,8 @@ class Partition:
 
     nodes: Mapping[str, int]
     left_behind: Sequence[tuple[str, str, str]] = ()
+    parts: int | None = None
+    """Into how many pieces the nodes fall that the provider takes, each with a hand-over before and after; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -337,6 +339,8 @@ class Session(abc.ABC):
     load_seconds: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    partition: Partition | None = None
+    """Which provider runs which nodes, read back after loading; None when the runtime does not tell."""
 
     @abc.abstractmethod
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -66,7 +66,14 @@ class Target(BaseModel):
     provider: str = Field(description="the runtime's execution provider that must run the model")
     provider_options: dict[str, str] = Field(default_factory=dict)
     plugin: str | None = Field(default=None, description="Python package whose get_library_path() is the provider's library")
-    device: str | None = Field(default=None, description="which of the provider's devices: CPU, GPU or NPU")
+    device: str | None = Field(default=None, description="which of the plugin's devices: CPU, GPU or NPU")
+    simulator: str | None = Field(default=None, description="device that simulates it where it is not: checked and not timed")
+    fallbacks: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="providers with options that may take what the first one leaves, before the CPU"
+    )
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32", description="type that float32 is computed in: how near the answers must be"
+    )
     extra: str | None = Field(default=None, description="extra of graphopt that brings what the target needs")
     system: str | None = Field(default=None, description="the only operating system that runs it, as platform.system() says")
     machine: str | None = Field(default=None, description="the only processor family that runs it, as platform.machine() says")

@@ -1,7 +1,8 @@
 """onnxruntime: one module for all its execution providers; which one, and with which options, is data of the target.
 
 onnxruntime goes on quietly when something is missing: an unknown provider becomes the CPU, a failing one is retried on the CPU.
-Here every such fall-back is an error: what was asked for is compared with what the loaded session says it uses.
+Here every such fall-back is an error, and nodes that a provider leaves to others are counted: what was asked for is compared
+with what the loaded session says it uses.
 
 Sessions are made for timing: a pinned number of threads, no spinning, sequential execution. With one thread on the CPU provider
 a run happens in the calling thread alone, so that its CPU time is its cost whatever else the machine does (``clock = "cpu"``).
@@ -9,17 +10,15 @@ a run happens in the calling thread alone, so that its CPU time is its cost what
 
 from __future__ import annotations
 
-import bisect
 import ctypes
 import json
-import os
 import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,19 +35,13 @@ from graphopt.contracts import (
     SessionOptions,
     TensorSpec,
 )
-from graphopt.errors import DataError, GraphoptError, MissingError, ModelError
+from graphopt.errors import GraphoptError, MissingError
 from graphopt.targets import Target
 
-_CPU = "CPUExecutionProvider"
-_INSTALL = "pip install 'graphopt[cpu]'"
-_INSTALL_PROVIDER = {
-    "CUDAExecutionProvider": "pip uninstall -y onnxruntime && pip install 'graphopt[cuda]'",
-    "OpenVINOExecutionProvider": "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
-    "QNNExecutionProvider": "pip uninstall -y onnxruntime && pip install onnxruntime-qnn",
-    "TensorrtExecutionProvider": "pip uninstall -y onnxruntime && pip install 'graphopt[cuda]' tensorrt",
-}
-"""The line that brings a provider: packages that contain onnxruntime overwrite each other, so that one must go first."""
-_INSTALL_OTHER = "Install the onnxruntime package that contains it."
+from .onnxruntime_messages import load_error, run_error
+from .onnxruntime_profile import node_times
+from .onnxruntime_providers import CPU, Choice, choose, onnxruntime, quiet
+
 _NATIVE = "biufcOUS"  # kinds of numpy dtypes that onnxruntime's Python interface knows; ml_dtypes' are of kind "V"
 _PROFILE_WARM_UP = 2  # runs
 _PROFILE_SECONDS = 10.0  # after which no further round is begun
@@ -65,7 +58,7 @@ class OnnxRuntime(Runtime):
 
     def availability(self, target: Target) -> Availability:
         """Whether a one-node model runs on the target's provider; asked once per provider and options."""
-        key = (target.provider, *sorted(target.provider_options.items()))
+        key = (target.provider, target.plugin, target.device, *sorted(target.provider_options.items()))
         if key not in self._availability:
             self._availability[key] = _probe(target)
         return self._availability[key]
@@ -80,7 +73,7 @@ class OnnxRuntime(Runtime):
         self._require(target)
         start = time.perf_counter()
         session = _load(model, target, options)
-        return _OrtSession(session, model, options.threads, time.perf_counter() - start)
+        return _OrtSession(session, model, target, options.threads, time.perf_counter() - start)
 
     def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
         """Median milliseconds of each node of the optimized graph, fused nodes as such, in order of their first execution.
@@ -98,7 +91,7 @@ class OnnxRuntime(Runtime):
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             options = SessionOptions(threads=target.threads)
             raw = _load(model, target, options, profile_prefix=str(Path(folder) / "profile"))
-            with _OrtSession(raw, model, options.threads, 0.0) as session:
+            with _OrtSession(raw, model, target, options.threads, 0.0) as session:
                 runs, start = 0, time.perf_counter()
                 try:
                     while runs < _PROFILE_WARM_UP + rounds and (runs < 2 or time.perf_counter() - start < _PROFILE_SECONDS):
@@ -106,7 +99,7 @@ class OnnxRuntime(Runtime):
                         runs += 1
                 finally:
                     trace = Path(raw.end_profiling())
-            return _node_times(json.loads(trace.read_bytes()), max(1, runs - _PROFILE_WARM_UP))
+            return node_times(json.loads(trace.read_bytes()), max(1, runs - _PROFILE_WARM_UP))
 
     def partition(self, model: Path, target: Target) -> Partition:
         """Which provider takes how many nodes, as assigned before the providers fuse; bodies are counted, functions inlined.
@@ -115,11 +108,7 @@ class OnnxRuntime(Runtime):
             ModelError, MissingError: As ``open``.
         """
         self._require(target)
-        assigned = _assignment(_load(model, target, SessionOptions(threads=target.threads)))
-        return Partition(
-            nodes=dict(Counter(provider for _, _, provider in assigned)),
-            left_behind=[node for node in assigned if node[2] != target.provider],
-        )
+        return _partition(_load(model, target, SessionOptions(threads=target.threads)), target.provider)
 
     def _require(self, target: Target) -> None:
         available = self.availability(target)
@@ -130,12 +119,14 @@ class OnnxRuntime(Runtime):
 class _OrtSession(Session):
     """A loaded model. Dtypes that numpy lacks (bfloat16, float8) travel as ``ml_dtypes`` arrays."""
 
-    def __init__(self, session: Any, model: Path, threads: int, load_seconds: float) -> None:
+    def __init__(self, session: Any, model: Path, target: Target, threads: int, load_seconds: float) -> None:
         self._session = session
         self._model = model
         self.provider = session.get_providers()[0]
         self.threads = threads
-        self.clock = "cpu" if self.provider == _CPU and threads == 1 else "wall"
+        self.partition = _partition(session, target.provider)
+        here = self.provider == CPU or target.clock == "cpu"
+        self.clock = "cpu" if here and threads == 1 else "wall"
         self.load_seconds = load_seconds
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
         self.outputs = tuple(_spec(value) for value in session.get_outputs())
@@ -154,7 +145,7 @@ class _OrtSession(Session):
         try:
             values = session.run(self._names, feed) if self._native else self._run_values(feed)
         except Exception as error:
-            raise self._explain(feed, error) from error
+            raise run_error(error, self._model.name, feed, self.inputs) from error
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
@@ -167,52 +158,25 @@ class _OrtSession(Session):
         outputs = self._session.run_with_ort_values(self._names, values)
         return [_from_value(value, spec.dtype) for value, spec in zip(outputs, self.outputs, strict=True)]
 
-    def _explain(self, feed: Mapping[str, Array], error: Exception) -> GraphoptError:
-        problem = _feed_problem(feed, self.inputs)
-        if problem is not None:
-            return problem
-        text = _plain(error)
-        failed = re.match(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: (.*)", text)
-        if failed is not None:
-            op_type, name, text = failed.groups()
-            return ModelError(f"onnxruntime failed: {text}", where=f"{self._model.name}, {op_type} node {name!r}")
-        if type(error).__name__ == "InvalidArgument":  # what onnxruntime itself finds wrong with a feed
-            return DataError(text, where=self._model.name)
-        return ModelError(f"onnxruntime cannot run it: {text}", where=self._model.name)
-
 
 # --------------------------------------------------------------------------------------------------------------- loading
 
 
-def _onnxruntime() -> Any:
-    """The module with its telemetry off, which would start a thread, write to the user's cache folder and use the network."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two packages that provide it is uninstalled
-        raise ImportError("the installed onnxruntime is an empty package")
-    onnxruntime.disable_telemetry_events()  # for a process that imported it earlier
-    return onnxruntime
-
-
 def _probe(target: Target) -> Availability:
+    """Run a model of one node; wrong numbers count as not available, since some providers only write files (QnnSaver)."""
+    version = ""
     try:
-        ort = _onnxruntime()
-    except ImportError as error:
-        return Availability(ok=False, why=f"onnxruntime cannot be imported: {error}", hint=_INSTALL)
-    version = ort.__version__
-    known = ort.get_available_providers()
-    if target.provider not in known:
-        why = f"this onnxruntime {version} has no {target.provider} (it has {', '.join(known)})"
-        return Availability(ok=False, version=version, why=why, hint=_INSTALL_PROVIDER.get(target.provider, _INSTALL_OTHER))
-    try:
-        session = _OrtSession(_load(_one_node(), target, SessionOptions()), Path("probe"), 1, 0.0)
-        result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
+        version = onnxruntime().__version__
+        with quiet() if target.plugin is not None else nullcontext():
+            choice = choose(target)
+            session = _OrtSession(_load(_one_node(), target, SessionOptions(), choice), Path("probe"), target, 1, 0.0)
+            result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
     except GraphoptError as error:
         return Availability(ok=False, version=version, why=error.what, hint=error.hint or "")
     if result.tolist() != [0, 2]:
         return Availability(ok=False, version=version, why=f"{target.provider} computes Relu([-1, 2]) = {result.tolist()}")
-    return Availability(ok=True, version=version)
+    why = "a simulator runs it here: answers hold, times do not" if choice.simulated else ""
+    return Availability(ok=True, version=version, why=why, timed=not choice.simulated)
 
 
 def _one_node() -> bytes:
@@ -223,9 +187,15 @@ def _one_node() -> bytes:
     return model
 
 
-def _load(model: Path | bytes, target: Target, options: SessionOptions, profile_prefix: str | None = None) -> Any:
-    """An InferenceSession that runs on the target's provider and on nothing else by stealth."""
-    ort = _onnxruntime()
+def _load(
+    model: Path | bytes,
+    target: Target,
+    options: SessionOptions,
+    choice: Choice | None = None,
+    profile_prefix: str | None = None,
+) -> Any:
+    """An InferenceSession that runs on the target's provider, and on others only what it leaves to them."""
+    ort = onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -240,11 +210,11 @@ def _load(model: Path | bytes, target: Target, options: SessionOptions, profile_
         settings.enable_profiling = True
         settings.profile_file_prefix = profile_prefix
     source = model if isinstance(model, bytes) else str(model)
-    providers = [(target.provider, dict(target.provider_options))]
+    arguments = (choice or choose(target)).attach(settings)
     try:
-        session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(source, settings, enable_fallback=0, **arguments)
     except Exception as error:
-        raise _load_error(error, model) from error
+        raise load_error(error, model) from error
     session.disable_fallback()
     used = session.get_providers()[0]
     assigned = [provider for _, _, provider in _assignment(session)]
@@ -256,9 +226,27 @@ def _load(model: Path | bytes, target: Target, options: SessionOptions, profile_
 
 
 def _assignment(session: Any) -> list[tuple[str, str, str]]:
-    """Each node of the loaded model: name, operator, provider."""
+    """Each node of the loaded model: name, operator, provider. Plugins leave the names away that they do not need."""
     parts = session.get_provider_graph_assignment_info()
     return [(node.name, node.op_type, part.ep_name) for part in parts for node in part.get_nodes()]
+
+
+def _partition(session: Any, provider: str) -> Partition:
+    assigned = _assignment(session)
+    return Partition(
+        nodes=dict(Counter(used for _, _, used in assigned)),
+        left_behind=[node for node in assigned if node[2] != provider],
+        parts=_parts(session, provider),
+    )
+
+
+def _parts(session: Any, provider: str) -> int | None:
+    """How many pieces a provider that compiles was given; one that has kernels is given each node for itself: not known."""
+    sizes = [len(part.get_nodes()) for part in session.get_provider_graph_assignment_info() if part.ep_name == provider]
+    others = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != provider]
+    if not others:
+        return 1
+    return len(sizes) if any(size > 1 for size in sizes) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------- values
@@ -278,7 +266,7 @@ def _dtype(ort_type: str) -> np.dtype:
 
 
 def _to_value(array: Array) -> Any:
-    ort = _onnxruntime()
+    ort = onnxruntime()
     if array.dtype.kind in _NATIVE:
         return ort.OrtValue.ortvalue_from_numpy(array)
     bits = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
@@ -291,101 +279,3 @@ def _from_value(value: Any, dtype: np.dtype) -> Array:
         return array
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     return np.frombuffer(raw, dtype).reshape(value.shape())
-
-
-def _feed_problem(feed: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> DataError | None:
-    """What is wrong with a feed that was refused, judged by the model's inputs; None when nothing is."""
-    missing = [spec.name for spec in inputs if spec.name not in feed]
-    extra = [name for name in feed if name not in {spec.name for spec in inputs}]
-    if missing or extra:
-        said = [f"misses {name!r}" for name in missing] + [f"has an unknown {name!r}" for name in extra]
-        return DataError(f"the feed {', '.join(said)}", hint=f"The inputs are {', '.join(repr(s.name) for s in inputs)}.")
-    for spec in inputs:
-        if spec.dtype == object:
-            continue
-        array = np.asarray(feed[spec.name])
-        where = f"input {spec.name!r}"
-        if array.dtype != spec.dtype:
-            return DataError(f"is {array.dtype} but the model takes {spec.dtype}", where=where)
-        if spec.shape is None:
-            continue
-        fits = array.ndim == len(spec.shape) and all(
-            not isinstance(size, int) or size == given for size, given in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits:
-            takes = ", ".join("?" if size is None else str(size) for size in spec.shape)
-            return DataError(f"has shape {list(array.shape)} but the model takes [{takes}]", where=where)
-    return None
-
-
-# -------------------------------------------------------------------------------------------------------------- messages
-
-_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:")
-_SOURCE = re.compile(r"\S+\.(?:h|hpp|cc|cpp):\d+ ")
-_SIGNATURE = re.compile(  # what follows a full path: "type ns::Class::method(arguments) const [with T = ...] "
-    r"\S*onnxruntime_src\S+:\d+ [^()]*(?:\((?:[^()]|\([^()]*\))*\))+(?: const)?(?: \[with [^\]]*\])? "
-)
-_FUNCTION = re.compile(r"\S+\.(?:h|hpp|cc|cpp):\d+ \w+ ")
-
-
-def _plain(error: Exception) -> str:
-    """The message as one line, without onnxruntime's codes, source files and C++ signatures."""
-    text = " ".join(str(error).split())
-    for noise in (_CODE, _SIGNATURE, _FUNCTION, _SOURCE):
-        text = noise.sub("", text)
-    return text.strip()
-
-
-def _load_error(error: Exception, model: Path | bytes) -> ModelError:
-    text = _plain(error)
-    where = None
-    if isinstance(model, Path):
-        where = str(model)
-    hint = None
-    opset = re.search(r"Opset (\d+) is under development.* domain (\S+) is till opset (\d+)", text)
-    if opset is not None:
-        text = f"its opset {opset[1]} of domain {opset[2]} is newer than this onnxruntime, which takes up to {opset[3]}"
-        hint = "Install a newer onnxruntime, or convert the model to an older opset."
-    elif "max supported IR version" in text:
-        hint = "Install a newer onnxruntime, or write the model with an older IR version."
-    elif "Could not find an implementation" in text:
-        hint = "This onnxruntime has no kernel for the node with these types."
-    return ModelError(f"onnxruntime cannot load it: {text}", where=where, hint=hint)
-
-
-# --------------------------------------------------------------------------------------------------------------- profile
-
-
-_RENAMED = re.compile(r"_nchwc$|_token_\d+$|/duplicated$")
-"""What onnxruntime appends to the name of a node, or of its output, when it replaces the node by another of its own."""
-_INTEGER = re.compile(r"^(QLinear|QGemm|QAttention|MatMulInteger|ConvInteger|DynamicQuantize(MatMul|LSTM)|MatMulNBits)")
-"""Operators of the optimized graph that compute in integers."""
-
-
-def _node_times(trace: Sequence[Mapping[str, Any]], rounds: int) -> list[NodeTime]:
-    """Self time per node, the median of the last ``rounds`` runs of a profile (Chrome trace events, times in us)."""
-    starts = sorted(event["ts"] for event in trace if event.get("name") == "model_run")
-    if len(starts) < rounds:  # onnxruntime keeps the first million events only
-        raise ModelError("it executes too many nodes in a run to be profiled")
-    starts = starts[-rounds:]
-    events = [e for e in trace if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= starts[0]]
-    events.sort(key=lambda event: (event["ts"], -event["dur"]))  # a node with a body comes before the body's nodes
-    total: dict[tuple[str, str, str], list[float]] = {}
-    around: list[tuple[int, int, tuple[str, str, str]]] = []  # end, run and key of the nodes that are still running
-    for event in events:
-        fields = event["args"]
-        op_type = fields["op_name"]
-        name = event["name"].removesuffix("_kernel_time") or f"{op_type} #{fields['node_index']}"
-        key = (name, op_type, fields["provider"])
-        run = bisect.bisect_right(starts, event["ts"]) - 1
-        while around and around[-1][0] <= event["ts"]:
-            around.pop()
-        if around:
-            _, outer_run, outer = around[-1]
-            total[outer][outer_run] -= event["dur"]
-        total.setdefault(key, [0.0] * rounds)[run] += event["dur"]
-        around.append((event["ts"] + event["dur"], run, key))
-    return [
-        NodeTime(*key, max(0.0, median(us)) / 1000, _RENAMED.sub("", key[0]), _INTEGER.match(key[1]) is not None)
-        for key, us in total.items()
-    ]

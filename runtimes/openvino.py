@@ -1,0 +1,253 @@
+"""OpenVINO, used directly: a model is compiled for one device as a whole, or refused.
+
+OpenVINO converts quietly what a feed holds and takes fixed dimensions for advice, so that feeds are checked here. Options of
+the target are properties of ``compile_model``. With one thread a synchronous request runs in the calling thread alone: its CPU
+time, the process's and the wall time were measured to agree to 0.1 %, so that ``clock = "cpu"`` holds on the CPU device.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphopt.contracts import (
+    Array,
+    Availability,
+    Feed,
+    NodeTime,
+    Partition,
+    Runtime,
+    Session,
+    SessionOptions,
+    TensorSpec,
+)
+from graphopt.errors import GraphoptError, MissingError, ModelError
+from graphopt.model import count_nodes, input_specs, load, output_specs
+from graphopt.targets import Target, install_line
+
+from .feeds import feed_problem
+
+_WARM_UP = 2  # runs of a profile
+_PROFILE_SECONDS = 10.0  # after which no further round is begun
+_NO_WORK = {"Parameter", "Constant", "Result"}  # operators of OpenVINO's graph that compute nothing
+_MULTIPLIES = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}
+
+
+class OpenVino(Runtime):
+    """OpenVINO with the device that the target's provider names: CPU, GPU, NPU."""
+
+    name = "openvino"
+    summary = "OpenVINO, on the device that the target names"
+
+    def __init__(self) -> None:
+        self._availability: dict[str, Availability] = {}
+
+    def availability(self, target: Target) -> Availability:
+        """Whether a one-node model runs on the device; asked once per device."""
+        if target.provider not in self._availability:
+            self._availability[target.provider] = _probe(target)
+        return self._availability[target.provider]
+
+    def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:  # noqa: B008 - frozen
+        """Compile the file for the device; its own optimizations cannot be switched off (``options.optimize``).
+
+        Raises:
+            ModelError: The file cannot be read, or has an operator or a type that the device does not take.
+            MissingError: OpenVINO or the device is missing here.
+        """
+        self._require(target)
+        start = time.perf_counter()
+        return _OvSession(_compile(model, target, options.threads), model, target, options.threads, start)
+
+    def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
+        """Median milliseconds of each node of the compiled graph, as OpenVINO's counters say (wall time, resolution 1 us).
+
+        Raises:
+            ModelError, MissingError: As ``open``.
+            DataError: The feed does not fit the model.
+        """
+        self._require(target)
+        compiled = _compile(model, target, target.threads, {"PERF_COUNT": "YES"})
+        times: defaultdict[tuple[str, str, bool], list[float]] = defaultdict(list)
+        start = time.perf_counter()
+        session = _OvSession(compiled, model, target, target.threads, start)
+        with session:
+            for index in range(_WARM_UP + rounds):
+                if index > _WARM_UP and time.perf_counter() - start > _PROFILE_SECONDS:
+                    break
+                session.run(feed)
+                for node in session.counters() if index >= _WARM_UP else ():
+                    integer = node.node_type in _MULTIPLIES and node.exec_type.lower().endswith(("i8", "u8"))
+                    times[node.node_name, node.node_type, integer].append(1000 * node.real_time.total_seconds())
+        return [
+            NodeTime(name, op_type, target.provider, median(milliseconds), name.partition("/")[0], integer)
+            for (name, op_type, integer), milliseconds in times.items()
+        ]
+
+    def partition(self, model: Path, target: Target) -> Partition:
+        """Which nodes of OpenVINO's graph the device says that it takes; with one left behind, ``open`` fails.
+
+        Raises:
+            ModelError, MissingError: As ``open``.
+        """
+        self._require(target)
+        core = _core()
+        try:
+            graph = core.read_model(str(model))
+            taken = core.query_model(graph, target.provider, _properties(target, target.threads))
+        except RuntimeError as error:
+            raise _load_error(error, model) from error
+        nodes = [(op.get_friendly_name(), op.get_type_name(), "none") for op in graph.get_ops()]
+        left = [node for node in nodes if node[1] not in _NO_WORK and node[0] not in taken]
+        count = count_nodes(load(model))
+        return Partition({target.provider: count - len(left)}, left, None if left else 1)
+
+    def _require(self, target: Target) -> None:
+        available = self.availability(target)
+        if not available.ok:
+            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
+
+
+class _OvSession(Session):
+    """A compiled model with one request. Dtypes that numpy lacks travel as ``ml_dtypes`` arrays."""
+
+    def __init__(self, compiled: Any, model: Path, target: Target, threads: int, start: float) -> None:
+        self._model = model
+        self.provider = compiled.get_property("EXECUTION_DEVICES")[0]
+        self.clock = "cpu" if self.provider == "CPU" and threads == 1 else "wall"
+        self.threads = threads
+        self._request: Any = compiled.create_infer_request()
+        self.load_seconds = time.perf_counter() - start
+        stat = model.stat()
+        self.inputs, self.outputs, nodes = _facts(model, stat.st_mtime_ns, stat.st_size)
+        self.partition = Partition(nodes={target.provider: nodes}, parts=1)  # what it does not take whole it does not compile
+        self._ports = [(spec.name, compiled.output(spec.name), spec.dtype) for spec in self.outputs]
+        self._checked: object = None
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; outputs by name, in the model's order.
+
+        Raises:
+            ModelError: A node failed.
+            DataError: The feed does not fit the model.
+        """
+        assert self._request is not None, "the session is closed"
+        if feed is not self._checked:
+            problem = feed_problem(feed, self.inputs)
+            if problem is not None:
+                raise problem
+            self._checked = feed
+        try:
+            found = self._request.infer(feed, share_inputs=True)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot run it: {_plain(error)}", where=self._model.name) from error
+        return {name: _as(found[port], dtype) for name, port, dtype in self._ports}
+
+    def counters(self) -> Sequence[Any]:
+        """What the last run's nodes took, those that ran."""
+        return [node for node in self._request.get_profiling_info() if node.status.name == "EXECUTED"]
+
+    def close(self) -> None:
+        """Free the model; the session cannot run afterwards."""
+        self._request, self._ports, self._checked = None, [], None
+
+
+# --------------------------------------------------------------------------------------------------------------- loading
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's entry point.
+
+    Raises:
+        MissingError: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingError(f"OpenVINO cannot be imported: {error}", hint="pip install 'graphopt[openvino]'") from error
+    return openvino.Core()
+
+
+def _probe(target: Target) -> Availability:
+    version = ""
+    try:
+        core = _core()
+        version = core.get_versions("CPU")["CPU"].build_number.partition("-")[0]
+        if target.provider not in {name.partition(".")[0] for name in core.available_devices}:
+            why = (
+                f"OpenVINO {version} finds no {target.provider} on this machine (it finds {', '.join(core.available_devices)})"
+            )
+            return Availability(ok=False, version=version, why=why, hint="Choose another target ('graphopt targets').")
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            path = Path(folder) / "probe.onnx"
+            path.write_bytes(_one_node())
+            with _OvSession(_compile(path, target, 1), path, target, 1, 0.0) as session:
+                result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
+    except GraphoptError as error:
+        return Availability(ok=False, version=version, why=error.what, hint=error.hint or install_line(target))
+    if result.tolist() != [0, 2]:
+        return Availability(ok=False, version=version, why=f"OpenVINO computes Relu([-1, 2]) = {result.tolist()}")
+    return Availability(ok=True, version=version)
+
+
+def _one_node() -> bytes:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
+    opset = onnx.helper.make_opsetid("", 14)
+    model: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    return model
+
+
+def _properties(target: Target, threads: int) -> dict[str, str]:
+    own = {"INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1"} if target.provider == "CPU" else {}
+    return {**own, **target.provider_options}
+
+
+def _compile(model: Path, target: Target, threads: int, more: Mapping[str, str] | None = None) -> Any:
+    try:
+        return _core().compile_model(str(model), target.provider, {**_properties(target, threads), **(more or {})})
+    except RuntimeError as error:
+        raise _load_error(error, model) from error
+
+
+@lru_cache(maxsize=16)
+def _facts(model: Path, _changed: int, _size: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], int]:
+    """Inputs, outputs and the number of nodes, as the file has them: OpenVINO has several names for a value, and own types."""
+    loaded = load(model)
+    return input_specs(loaded), output_specs(loaded), count_nodes(loaded)
+
+
+def _as(array: Array, dtype: np.dtype) -> Array:
+    """An output in the model's type: OpenVINO gives bfloat16 as the bits of float16."""
+    return array.view(dtype) if dtype.kind == "V" and array.dtype.itemsize == dtype.itemsize else array
+
+
+# -------------------------------------------------------------------------------------------------------------- messages
+
+_NOISE = re.compile(
+    r"Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:|Not Implemented:|Details:|FrontEnd API failed with \w+:|Summary:"
+)
+
+
+def _plain(error: Exception) -> str:
+    """The message as one line, without source files."""
+    return " ".join(_NOISE.sub(" ", str(error)).split())
+
+
+def _load_error(error: Exception, model: Path) -> ModelError:
+    text = _plain(error)
+    unknown = re.search(r"No conversion rule found for operations: (.*?)(?: -- |$)", text)
+    if unknown is not None:
+        text = f"it has no {unknown[1]}"
+    return ModelError(f"OpenVINO cannot load it: {text}", where=str(model))
