@@ -87,8 +87,10 @@ class Skeleton:
 
     def _info(self, value: ir.Value, proto: onnx.ValueInfoProto) -> None:
         proto.name = self._name(value)
-        known = self._stated.get(value)
+        known, tensor = self._stated.get(value), self._constants.get(value) if value.is_initializer() else None
         kind, shape = (value.type, None) if known is None else (known.type, known.shape)
+        if known is None and tensor is not None:  # an initializer that is an output: inference believes what an output says
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         if kind is not None:
             ir.serde.serialize_type_into(proto.type, kind)
             if shape is not None:

@@ -64,3 +64,9 @@ def test_a_huge_vector_does_not_take_huge_memory():
     begun = time.process_time()
     assert shape_of(shapes.infer(ir.from_proto(model)), "y") == ["N", 1000000000]
     assert time.process_time() - begun < 1
+
+
+def test_what_reads_an_initializer_that_is_an_output_is_known():
+    proto = from_text("g (float[N, 4] x) => (float[N, 4] y, float[1, 4] w) <float[1, 4] w = {1, 2, 3, 4}> { y = Mul(x, w) }")
+    proto.graph.output[1].type.tensor_type.ClearField("shape")
+    assert shape_of(shapes.infer(ir.from_proto(proto)), "y") == ["N", 4]

@@ -177,12 +177,14 @@ def _represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type in _TENSOR_ATTRIBUTES and not attribute.is_ref():
-                    node.attributes[name] = _bound_attribute(attribute, files)
+                    bound = _bound_attribute(attribute, files)
+                    if bound is not attribute:
+                        node.attributes[name] = bound
     return model
 
 
 def _bound_attribute(attribute: ir.Attr, files: DataFiles) -> ir.Attr:
-    tensors = attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else [attribute.as_tensor()]
+    tensors = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
     if not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
         return attribute
     bound = [_bound(tensor, files) if isinstance(tensor, ir.ExternalTensor) else tensor for tensor in tensors]

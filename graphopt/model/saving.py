@@ -44,12 +44,11 @@ _ALIGN_BYTES = 64
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written: ``bytes`` of both files together, ``sha256`` of the .onnx file (hexadecimal)."""
+    """What was written: ``bytes`` of both files together."""
 
     path: Path
     data_path: Path | None
     bytes: int
-    sha256: str
 
 
 @collected_later()
@@ -124,14 +123,15 @@ def _save_embedded(model: ir.Model, large: list[Place], path: Path, durable: boo
                 sink.write_tensor(piece)
         sink.flush(durable)
         _replace(model, path, temporary)
-    return Saved(path, None, sink.bytes, sink.digest())
+    return Saved(path, None, sink.bytes)
 
 
 def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: str | None, durable: bool) -> Saved:
     with _temporary(path) as (data_file, temporary_data), _temporary(path) as (file, temporary):
-        data, sink = _Sink(data_file), _Sink(file)
+        sha = hashlib.sha256()
+        data, sink = _Sink(data_file, sha.update), _Sink(file)
         offsets = _write_data(large, data)
-        data_path = path.with_name(data_name or f"{path.stem}.{data.digest()[:8]}.data")
+        data_path = path.with_name(data_name or f"{path.stem}.{sha.hexdigest()[:8]}.data")
 
         def at_its_place(place: Place) -> ir.TensorProtocol | None:
             if place.owner not in offsets:
@@ -144,7 +144,7 @@ def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: s
         data.flush(durable)
         sink.flush(durable)
         _replace(model, path, temporary, data_path, temporary_data)
-    return Saved(path, data_path, sink.bytes + data.bytes, sink.digest())
+    return Saved(path, data_path, sink.bytes + data.bytes)
 
 
 def _write_data(large: list[Place], data: _Sink) -> dict[ir.Value | ir.Node, int]:
@@ -284,16 +284,20 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _Sink:
-    """Writes to a file and hashes what it writes. Having no descriptor, it is handed the tensors' bytes piece by piece."""
+    """Writes to a file and counts; ``see`` is shown all that is written.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Having no descriptor, it is handed the tensors' bytes piece by piece.
+    """
+
+    def __init__(self, file: BinaryIO, see: Callable[[bytes | memoryview], None] | None = None) -> None:
         self._file = file
-        self._sha = hashlib.sha256()
+        self._see = see
         self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._sha.update(data)
+        if self._see is not None:
+            self._see(data)
         self.bytes += len(data)
 
     def write_tensor(self, tensor: ir.TensorProtocol) -> None:
@@ -317,6 +321,3 @@ class _Sink:
         self._file.flush()
         if durable:
             os.fsync(self._file.fileno())
-
-    def digest(self) -> str:
-        return self._sha.hexdigest()

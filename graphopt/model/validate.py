@@ -336,11 +336,7 @@ def _value_info(info: onnx.ValueInfoProto, inside: str) -> None:
 def _exists(operator: str, version: int, domain: str) -> bool:
     if domain == "" and operator in RUNTIME_OPERATORS:
         return True
-    try:
-        onnx.defs.get_schema(operator, version, domain)
-    except onnx.defs.SchemaError:
-        return False
-    return True
+    return bool(onnx.defs.has(operator, version, domain))
 
 
 def _about(what: str, where: str, error: ModelError) -> ModelError:

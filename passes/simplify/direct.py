@@ -16,13 +16,15 @@ from graphopt.contracts import Array
 _Rule = Callable[[ir.Node, Sequence[Array]], "Array | None"]
 
 
-def compute(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
-    """The one output of a node; None if there is no rule for it. What NumPy raises goes on."""
-    rule = _RULES.get(node.op_type)
-    if rule is None or len(node.outputs) != 1:
-        return None
+def compute(node: ir.Node, inputs: Sequence[Array | None]) -> Array | list[Array] | None:
+    """The one output of a node, or those of a Split; None if there is no rule for it. What NumPy raises goes on."""
     given = [array for array in inputs if array is not None]
-    return rule(node, given) if len(given) == len(inputs) else None
+    if len(given) < len(inputs):
+        return None
+    if node.op_type == "Split":
+        return _split(node, given)
+    rule = _RULES.get(node.op_type)
+    return rule(node, given) if rule is not None and len(node.outputs) == 1 else None
 
 
 def _unary(function: Callable[[Array], Array], kinds: str) -> _Rule:
@@ -89,6 +91,14 @@ def _slice(_node: ir.Node, inputs: Sequence[Array]) -> Array | None:
     return data[tuple(window)]
 
 
+def _split(node: ir.Node, inputs: Sequence[Array]) -> list[Array] | None:
+    axis = node.attributes.get_int("axis", 0)
+    sizes = inputs[1] if len(inputs) > 1 else np.array(node.attributes.get_ints("split") or (), np.int64)
+    if len(sizes) != len(node.outputs) or sizes.sum() != inputs[0].shape[axis]:
+        return None
+    return np.split(inputs[0], np.cumsum(sizes)[:-1], axis)
+
+
 def _axes(node: ir.Node, inputs: Sequence[Array]) -> tuple[int, ...] | None:
     """Axes that an attribute gives in ascending order from the front, or an input; None if neither does."""
     attribute = node.attributes.get("axes")
@@ -151,4 +161,4 @@ _RULES: Mapping[str, _Rule] = {
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }
-COVERED = frozenset(_RULES)
+COVERED = frozenset({*_RULES, "Split"})
