@@ -22,6 +22,7 @@ from graphopt.garbage import collected_later
 from . import checker
 from .external import DataFiles, FileTensor
 from .fingerprint import fingerprint
+from .held import held
 from .reading import locations, read, root_cause
 from .saving import ExternalData, Saved, move, save
 from .validate import validate
@@ -172,28 +173,27 @@ def _represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
         raise ModelError(f"the model cannot be represented: {root_cause(error)}") from error
     for graph in graphs(model):
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _bound(value.const_value, files)
+            if value.const_value is not None:
+                value.const_value = _read_once(value.const_value, files)
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type in _TENSOR_ATTRIBUTES and not attribute.is_ref():
-                    bound = _bound_attribute(attribute, files)
-                    if bound is not attribute:
-                        node.attributes[name] = bound
+                    node.attributes[name] = _bound_attribute(attribute, files)
     return model
 
 
 def _bound_attribute(attribute: ir.Attr, files: DataFiles) -> ir.Attr:
     tensors = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
-    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
-        return attribute
-    bound = [_bound(tensor, files) if isinstance(tensor, ir.ExternalTensor) else tensor for tensor in tensors]
+    bound = [_read_once(tensor, files) for tensor in tensors]
     value = bound if attribute.type == ir.AttributeType.TENSORS else bound[0]
     return ir.Attr(attribute.name, attribute.type, value, doc_string=attribute.doc_string)
 
 
-def _bound(tensor: ir.ExternalTensor, files: DataFiles) -> FileTensor:
-    return FileTensor(files[str(tensor.location)], tensor.offset or 0, tensor)
+def _read_once(tensor: ir.TensorProtocol, files: DataFiles) -> ir.TensorProtocol:
+    """A tensor in its file where it lies in one, else parsed."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return FileTensor(files[str(tensor.location)], tensor.offset or 0, tensor)
+    return held(tensor)
 
 
 def _without_data(place: Place, model: ir.Model) -> ir.TensorProtocol | None:

@@ -19,6 +19,8 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 
+from .held import stored
+
 _CHUNK_BYTES = 4 << 20
 
 
@@ -127,17 +129,27 @@ class FileTensor(ir.LazyTensor):
         )
         self.file = file
         self.offset = offset
+        self._nbytes = super().nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in the file."""
+        return self._nbytes
+
+    def numpy(self) -> np.ndarray:
+        """The elements, mapped until the array is let go."""
+        if self.dtype.bitwidth < 8:
+            return super().numpy()
+        return self.file.map(self.offset, self.nbytes).view(stored(self.dtype)).reshape(self.shape.numpy())
 
     def tofile(self, file: Sink) -> None:
         """Copy the data from file to file."""
         self.file.copy(self.offset, self.nbytes, file)
 
     def _read(self) -> ir.TensorProtocol:
-        data = self.file.map(self.offset, self.nbytes)
         if self.dtype.bitwidth < 8:
-            return ir.PackedTensor(data, self.dtype, shape=self.shape)
-        array = data.view(np.dtype(self.dtype.numpy()).newbyteorder("<")).reshape(self.shape.numpy())
-        return ir.Tensor(array, self.dtype, shape=self.shape)
+            return ir.PackedTensor(self.file.map(self.offset, self.nbytes), self.dtype, shape=self.shape)
+        return ir.Tensor(self.numpy(), self.dtype, shape=self.shape)
 
 
 class DataFiles:
