@@ -56,15 +56,22 @@ def harshest(sites: Sequence[Site] | frozenset[Site]) -> Plan:
     return {site: site.settings[-1] for site in sites}
 
 
-def frontier(sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade], saving: Saving) -> list[Plan]:
+def frontier(sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade], *savings: Saving) -> list[Plan]:
     """Plans from harsh to gentle, each a step less than the one before: the step that saves least for its damage.
+
+    Several savings count alike, each as a part of what the harshest settings of all sites save.
 
     A site's settings that lie below the convex hull of (damage, saving) are never taken: another setting, or two mixed over
     the sites, save more for the same damage.
     """
+    most = {of: sum(max(float(getattr(grades[site, s], of)) for s in site.settings) for site in sites) for of in savings}
+
+    def saved(grade: Grade) -> float:
+        return sum(float(getattr(grade, of)) / most[of] for of in savings if most[of] > 0)
+
     steps: list[tuple[float, Site, Setting]] = []
     for site in sites:
-        graded = [(max(grades[site, s].damage, 0.0), float(getattr(grades[site, s], saving)), s) for s in site.settings]
+        graded = [(max(grades[site, s].damage, 0.0), saved(grades[site, s]), s) for s in site.settings]
         steps += [(slope, site, setting) for slope, setting in _hull(graded)]
     steps.sort(key=lambda step: -step[0])  # stable: a site's own steps stay in order
     plans: list[Plan] = []

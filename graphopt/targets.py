@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT = "cpu"
 """The target that commands use when none is named."""
 _FOLDER = Path(__file__).parent / "targets"
+_AVX2_WIDTH, _WIDTH = 8, 16
+"""Channels in a block of the layout in which onnxruntime convolves."""
 
 
 class Quantization(BaseModel):
@@ -88,8 +90,20 @@ class Target(BaseModel):
     operators: str | None = Field(default=None, description="table of the operators that the provider takes, where it is not")
     types: tuple[str, ...] = Field(default=(), description="element types that the provider computes with; none: not known")
     slow_kernels: tuple[str, ...] = Field(default=(), description="fused kernels that take longer than what they replace")
-    vector_width: int = Field(default=16, ge=1, description="channels that a kernel computes at once: one more costs as many")
+    vector_width: int | None = Field(
+        default=None, ge=1, description="channels that a kernel computes at once: one more costs as many; None: as here"
+    )
     quantization: Quantization | None = Field(default=None, description="None: nothing is known of integers on the target")
+
+    @property
+    def channels_at_once(self) -> int:
+        """``vector_width``; where the target leaves it open, that of this machine: 8 floats with AVX2, else 16."""
+        from .environment import environment
+
+        if self.vector_width is not None:
+            return self.vector_width
+        isa = environment().isa
+        return _AVX2_WIDTH if "avx2" in isa and "avx512f" not in isa else _WIDTH
 
 
 def names() -> list[str]:

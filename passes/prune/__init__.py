@@ -1,8 +1,10 @@
 """Pruning: parts of a network are really removed, and what is left is fitted to data; no labels, no training.
 
-prune.channels    channels, neurons and heads that are tied by nothing but themselves
+prune.channels    channels, neurons, heads and whole blocks: whatever saves most for what it does to the outputs
+prune.heads       heads of attention alone
+prune.layers      whole residual blocks alone
 """
 
-from .channels import PruneChannels
+from .channels import PruneChannels, PruneHeads, PruneLayers
 
-__all__ = ["PruneChannels"]
+__all__ = ["PruneChannels", "PruneHeads", "PruneLayers"]

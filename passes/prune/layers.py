@@ -132,7 +132,9 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
 def addend(found: Layer, position: Mapping[ir.Node, int]) -> tuple[ir.Value, ir.Value] | None:
     """A sum that the layer's output goes into and nothing else: the value added, known before the layer runs, and the sum."""
     reader = sole_reader(found.output)
-    if reader is None or reader.op_type != "Add" or reader.domain != "" or reader not in position:
+    if reader is None or reader.domain != "" or reader not in position:
+        return None
+    if reader.op_type not in {"Add", "Sum"} or len(reader.inputs) != 2:
         return None
     other = reader.inputs[1] if reader.inputs[0] is found.output else reader.inputs[0]
     if other is None or constant(other) is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,19 +59,26 @@ class Step:
 
 
 def refit(
-    original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, context: Context, data: Dataset
+    original: ir.Model,
+    pruned: ir.Model,
+    channels: Channels,
+    kept: Kept,
+    stand_ins: Sequence[ir.Value],
+    context: Context,
+    data: Dataset,
 ) -> list[Change]:
     """Fit the layers of ``pruned`` behind what was removed, in place.
 
     Args:
         original: The model before.
-        pruned: The same with units removed, node by node the same graph.
+        pruned: The same with units and blocks removed; values and nodes have the names that they have there.
         channels: Of ``pruned`` before the removal.
         kept: What stays.
+        stand_ins: Values that stand for sums whose blocks were left out.
         context: Opens sessions.
         data: What both are run on.
     """
-    steps = _steps(pruned, channels, kept)
+    steps = _steps(pruned, channels, kept, stand_ins)
     if not steps:
         return []
     random = np.random.default_rng(0)
@@ -101,24 +109,24 @@ def refit(
     return changes
 
 
-def _steps(pruned: ir.Model, channels: Channels, kept: Kept) -> list[Step]:
+def _steps(pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Sequence[ir.Value]) -> list[Step]:
     """The layers whose input is no longer what it was, or has fewer channels."""
     order = [*pruned.graph]
     position = {node: place for place, node in enumerate(order)}
     cut = {one.node for one in channels.analysis.sums if not kept(one.ids).all()}
     known = layers(pruned)
-    tainted: set[ir.Value] = set()
+    tainted = {*stand_ins}
     steps = []
     for node in order:
-        changed = node in cut or any(value in tainted for value in node.inputs if value is not None)
+        found = known.get(node)
+        added = addend(found, position) if found is not None else None
+        output = added[1] if added else found.output if found is not None else None
+        changed = node in cut or output in tainted or any(value in tainted for value in node.inputs if value is not None)
         if not changed:
             continue
         tainted.update(node.outputs)
-        found = known.get(node)
-        if found is None:
+        if found is None or output is None:
             continue
-        added = addend(found, position)
-        output = added[1] if added else found.output
         steps.append(Step(found, output, added[0].name if added else None))
     return steps
 

@@ -1,0 +1,321 @@
+"""The engine of ``prune.channels``, ``prune.heads`` and ``prune.layers``: what goes is removed, what is left is fitted to data.
+
+    which channels go together (``graphopt.axes``)  ->  the order of each group's units by the error they leave (``selection``)
+    which blocks can be left out (``blocks``)
+    the core chooses how many of each, and which  ->  remove  ->  fit what is left to what the original gave (``refit``)
+
+No labels and no training. What a choice costs is estimated (``damage``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, model_validator
+
+from graphopt import axes, cost
+from graphopt import model as models
+from graphopt.axes import Channels, Group
+from graphopt.axes.remove import keeping
+from graphopt.contracts import Array, Change, Context, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
+
+from . import criteria, damage, readers, refit, selection, shares
+from .blocks import Block, blocks, leave_out
+from .selection import Reader, Selection
+
+_STEPS = 16
+"""Settings of a group: so many even steps from none of its units to all."""
+_HARSHEST = 0.875
+_ALIGNED = 4
+"""On the clock numbers of units are multiples of it: onnxruntime convolves others without its fast layout, slower than more."""
+_SAMPLES = 1000
+LEFT_OUT = Setting("left out", "left out")
+"""The one setting of a block."""
+
+
+class Goals(PassOptions):
+    """What is to be saved, or as much as the budget of accuracy allows; and on what the rest is fitted."""
+
+    macs: float | None = Field(None, gt=0, lt=1, description="the part of the model's multiply-accumulates that may remain")
+    bytes: float | None = Field(None, gt=0, lt=1, description="the part of the file's bytes that may remain")
+    latency: float | None = Field(None, gt=0, lt=1, description="the part of the model's time that may remain")
+    reconstruct: bool = Field(True, description="whether the weights that are left are fitted to the original's values")
+    samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Goals:
+        goals = [name for name in ("ratio", "macs", "bytes", "latency") if getattr(self, name, None) is not None]
+        if len(goals) > 1:
+            raise ValueError(f"{' and '.join(goals)} exclude one another")
+        return self
+
+
+class UnitOptions(Goals):
+    """Which units of a group go, and how many."""
+
+    ratio: float | None = Field(None, gt=0, lt=1, description="the part of every group's units to remove")
+    criterion: criteria.Criterion = Field("reconstruction", description="what decides which units of a group go")
+
+
+@dataclass
+class _Known:
+    """What was found out about a model, by the names of its sites."""
+
+    weights: tuple[ir.TensorProtocol, ...]
+    """Held, so that their ids stay their own."""
+    selections: dict[str, Selection] = field(default_factory=dict)
+    fitted: dict[str, dict[str, list[tuple[Array, Array]]]] = field(default_factory=dict)
+    """By site and by weight, for the setting in the middle: the readers' weights and what is added to their biases."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a model could lose: groups of units and blocks, by the names of their sites."""
+
+    model: ir.Model
+    channels: Channels
+    groups: Mapping[str, Group]
+    blocks: Mapping[str, Block]
+    macs: Mapping[ir.Node, int]
+
+
+class Structured(LossyPass):
+    """Structured pruning; see the module. A pass says which groups it takes, and whether blocks.
+
+    Raises (in ``sites``, ``grades`` and ``apply``):
+        DataError, ModelError: As ``Context.observe``.
+    """
+
+    options: Goals
+    needs = frozenset({Need.DATA})
+    graded = True
+
+    def __init__(self, options: PassOptions | None = None) -> None:
+        super().__init__(options)
+        self._known: _Known | None = None
+
+    # ---------------------------------------------------------------------------------------------- what a pass decides
+
+    def takes(self, group: Group) -> bool:
+        """Whether units of this group are offered."""
+        del group
+        return True
+
+    def takes_blocks(self) -> bool:
+        """Whether whole blocks are offered."""
+        return True
+
+    @property
+    def ratio(self) -> float | None:
+        """The part of every group's units that goes, where it is fixed."""
+        return None
+
+    @property
+    def criterion(self) -> criteria.Criterion:
+        """What decides which units go."""
+        return "reconstruction"
+
+    def multiple(self, context: Context) -> int:
+        """Of how many units a multiple stays: where time is to be saved, what the target computes at once."""
+        timed = context.profile is not None and context.goal == "latency"
+        return context.target.channels_at_once if self.options.latency or (timed and not self.decided()) else 1
+
+    def least(self) -> int:
+        """So many units of each group stay."""
+        return 1
+
+    # -------------------------------------------------------------------------------------------------------- for the core
+
+    def decided(self) -> bool:
+        """Whether the options say how much goes."""
+        return self.remains() is not None or self.ratio is not None
+
+    def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
+        """Every group of units that are removed together, with the numbers that may go, and every block; declined ones with why."""
+        parts = self._parts(axes_prepared(model))
+        found = [self._site(name, group, context) for name, group in parts.groups.items()]
+        for name, block in parts.blocks.items():
+            nodes = tuple(node.name or "" for node in (block.join, *block.nodes))
+            found.append(Site(name, block.join.op_type, (LEFT_OUT,), nodes=nodes))
+        return found
+
+    def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
+        """What each number of units, and each block, saves and costs, one by one."""
+        parts = self._parts(axes_prepared(model))
+        known = self._selected(parts, context)
+        profile = context.profile(model) if context.profile is not None else ()
+        times = shares.node_times(parts.model, profile)
+        width = context.target.channels_at_once if self._on_the_clock(context) else 1
+        harm = self._damage(parts, sites, known, context)
+        grades = {}
+        for site in sites:
+            if site.name in parts.blocks:
+                gone = shares.left_out(parts.blocks[site.name], parts.macs, times)
+                grades[site, LEFT_OUT] = Grade(harm[site], round(gone.macs), round(gone.bytes), gone.milliseconds)
+                continue
+            chosen = known.selections[site.name]
+            for setting in site.settings:
+                count = _count(setting)
+                gone = shares.saved(parts.groups[site.name], chosen.order[:count], parts.macs, times, width)
+                error = harm[site] * chosen.error[count] if count < len(chosen.error) else np.inf
+                grades[site, setting] = Grade(float(error), round(gone.macs), round(gone.bytes), gone.milliseconds)
+        return grades
+
+    def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
+        """Remove the planned numbers of units and the planned blocks, and fit what is left."""
+        changes = axes.prepare(model)
+        parts = self._parts(model)
+        known = self._selected(parts, context)
+        chosen = [parts.blocks[site.name] for site in plan if site.name in parts.blocks]
+        going = {node for block in chosen for node in block.nodes}
+        removal = {
+            parts.groups[site.name]: known.selections[site.name].order[: _count(setting)]
+            for site, setting in plan.items()
+            if site.name in parts.groups and not going.issuperset(use.node for use in parts.groups[site.name].producers)
+        }
+        original = models.clone(model)
+        kept = keeping(parts.channels, removal)
+        changes += self._told(parts, removal, chosen)
+        axes.remove(model, parts.channels, removal)
+        order = {node: place for place, node in enumerate(model.graph)}
+        stand_ins = leave_out(model, sorted(chosen, key=lambda block: order[block.join]))
+        if self.options.reconstruct and not context.draft:
+            assert context.data is not None, "the pass says that it needs data"
+            data = context.data.first(self.options.samples)
+            changes += refit.refit(original, model, parts.channels, kept, stand_ins, context, data)
+        return changes
+
+    # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _parts(self, prepared: ir.Model) -> _Parts:
+        found = axes.analyse(prepared)
+        macs = {node: count or 0 for node, count in cost.node_macs(prepared).items()}
+        groups = {name: group for name, group in by_name(found).items() if self.takes(group)}
+        offered = blocks(prepared, macs) if self.takes_blocks() else ()
+        return _Parts(prepared, found, groups, {block.name: block for block in offered}, macs)
+
+    def _site(self, name: str, group: Group, context: Context) -> Site:
+        made = group.producers[0].node
+        nodes = tuple(dict.fromkeys(use.node.name or "" for use in group.producers))
+        if not group.prunable:
+            return Site(name, made.op_type, (), why=group.why or "it has one unit only", nodes=nodes)
+        most = len(group.choose(np.arange(group.size), group.size))
+        counts = [count for count in self._counts(group.size, context) if count <= most]
+        settings = tuple(Setting(f"{group.size - count} of {group.size}", count) for count in counts)
+        multiple = self.multiple(context)
+        why = "" if settings else f"none of its {group.size} units can go where a multiple of {multiple} is to stay"
+        return Site(name, made.op_type, settings, why=why, nodes=nodes)
+
+    def _on_the_clock(self, context: Context) -> bool:
+        return context.profile is not None and context.goal == "latency"
+
+    def _told(self, parts: _Parts, removal: Mapping[Group, Array], chosen: Sequence[Block]) -> list[Change]:
+        """What goes, group by group and block by block, and what that saves."""
+        whole = max(sum(parts.macs.values()), 1)
+
+        def saving(saved: shares.Saved) -> str:
+            return f"alone it saves {saved.macs / whole:.1%} of the MACs and {saved.bytes / 1e3:.1f} kB"
+
+        names = {group: name for name, group in parts.groups.items()}
+        changes = []
+        for group, gone in removal.items():
+            what = f"{group.size - len(gone)} of {group.size} channels are left"
+            tied = len({use.node for use in group.producers}) - 1
+            also = f"; tied to those of {tied} more" if tied else ""
+            why = f"the layers that read it lose least without these: {saving(shares.saved(group, gone, parts.macs, {}))}{also}"
+            changes.append(Change(names[group], what, why))
+        for block in chosen:
+            what = f"a block of {len(block.nodes) + 1} nodes is left out"
+            changes.append(Change(block.name, what, saving(shares.left_out(block, parts.macs, {}))))
+        return changes
+
+    def _counts(self, size: int, context: Context) -> list[int]:
+        """How many units may go, from few to many."""
+        multiple = self.multiple(context)
+        if self.ratio is not None:
+            wanted = [self.ratio]
+        else:
+            wanted = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= _HARSHEST]
+        left = {max(size - int(part * size + 0.5), self.least(), 1) for part in wanted}
+        if self._on_the_clock(context) and self.ratio is None and multiple == 1:
+            multiple = _ALIGNED if size > _ALIGNED else 1
+            width = context.target.channels_at_once  # what is as fast as it is small, too
+            left |= {count for count in range(width, size, width) if count >= max(self.least(), (1 - _HARSHEST) * size)}
+        counts = {size - -(-count // multiple) * multiple for count in left}
+        return sorted(count for count in counts if count > 0)
+
+    def _selected(self, parts: _Parts, context: Context) -> _Known:
+        """The order in which each group's units go; found once for each model."""
+        groups = parts.groups
+        held = tuple(w for group in groups.values() for use in group.producers if (w := use.value.const_value) is not None)
+        if self._known is None or [*map(id, self._known.weights)] != [*map(id, held)]:
+            known = _Known(held)
+            free = {name: group for name, group in groups.items() if group.prunable}
+            assert context.data is not None, "the pass says that it needs data"
+            samples = damage.fitted_on(context.data, self.options.samples)
+            with context.progress.stage("weighing channels", len(free)) as step:
+                for pack in readers.packs(parts.model, free, context, samples):
+                    for name, readings in pack.items():
+                        group = free[name]
+                        counts = self._counts(group.size, context) or [0]
+                        known.selections[name] = self._select(group, [r for _, found in readings for r in found], counts[-1])
+                        gone = known.selections[name].order[: damage.middle(counts)]
+                        known.fitted[name] = {
+                            reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
+                        }
+                        step(1)
+            self._known = known
+        return self._known
+
+    def _select(self, group: Group, readers: Sequence[Reader], most: int) -> Selection:
+        """The order of a group's units, of ``most`` at least."""
+        criterion = self.criterion
+        if criterion == "reconstruction" and readers:
+            found = selection.surgeon(readers, group.size, most if len(group.parts) == 1 else group.size - 1)
+        elif criterion in {"activation", "wanda"} and readers:
+            found = selection.ranked(criteria.by_readers(readers, group.size, criterion), group.size)
+        else:
+            random = np.random.default_rng(0)
+            found = selection.ranked(criteria.by_weights(group, criterion, random), group.size)
+        allowed = group.choose(found.order, group.size)
+        if len(allowed) < len(found.order):
+            gone = np.concatenate([[0], np.flatnonzero(np.isin(found.order, allowed)) + 1])
+            return Selection(allowed, found.error[gone])
+        return found
+
+    def _damage(self, parts: _Parts, sites: Sequence[Site], known: _Known, context: Context) -> dict[Site, float]:
+        """Of a block, what it is to the outputs to leave it out; of a group, what its error of 1 is."""
+        alone = damage.Alone(parts.model, parts.blocks, known.selections, known.fitted if self.options.reconstruct else {})
+        found = damage.measured(alone, sites, context)
+        for site in sites:
+            if site.name not in parts.blocks:
+                count = _count(damage.middle(site.settings))
+                found[site] /= max(float(known.selections[site.name].error[count]), 1e-12)
+        return found
+
+
+def axes_prepared(model: ir.Model) -> ir.Model:
+    """A clone, as ``axes.prepare`` makes it."""
+    prepared = models.clone(model)
+    axes.prepare(prepared)
+    return prepared
+
+
+def by_name(channels: Channels) -> dict[str, Group]:
+    """Groups by the names of their sites, each its own."""
+    found: dict[str, Group] = {}
+    for group in channels.groups():
+        name, number = group.name, 1
+        while name in found:
+            number += 1
+            name = f"{group.name} ({number})"
+        found[name] = group
+    return found
+
+
+def _count(setting: Setting) -> int:
+    assert isinstance(setting.value, int)
+    return setting.value
