@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from . import model, targets
-from .contracts import TensorSpec
+from . import model, partitions, targets
+from .contracts import Progress, TensorSpec
 from .cost import node_macs, total_macs
 from .errors import GraphoptError
 from .graphs import site
 from .model.weights import places, tensor_bytes
+from .partitions import Cut
 from .report.schema import ModelFacts
+from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,64 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a target runs a model here, and which provider takes how many nodes.
+    """Whether a target runs a model here, and how its provider cuts the model (``partitions``).
 
-    ``left_behind`` names the nodes (name, operator, provider) that do not run where the target wants them.
+    Where the target does not run here, ``cut`` is an estimate from a table; None: there is none either.
     """
 
     target: str
     available: bool
     why: str
     nodes: Mapping[str, int]
-    left_behind: Sequence[tuple[str, str, str]]
+    """Nodes by the provider that takes them."""
+    cut: Cut | None
+
+    def row(self) -> dict[str, object]:
+        """What JSON holds of it."""
+        cut = self.cut
+        return {
+            "target": self.target,
+            "available": self.available,
+            "why": self.why,
+            "judged_by": cut and cut.judged_by,
+            "source": cut and cut.source,
+            "partitions": cut and cut.partitions,
+            "nodes": dict(self.nodes),
+            "taken": cut and cut.taken,
+            "of": cut and cut.nodes,
+            "left_behind": [asdict(left) for left in cut.sites] if cut else [],
+            "notes": [*cut.notes] if cut else [],
+        }
 
 
-def support(path: Path) -> list[Support]:
-    """Ask every target that ships with graphopt, by loading the file on those that run here."""
+def support(
+    loaded: ir.Model, path: Path, wanted: Sequence[Target], progress: Progress, dims: Mapping[str, int] | None = None
+) -> list[Support]:
+    """Ask targets how they would cut a model: by loading the file where the target runs here, else by a table.
+
+    Args:
+        loaded: The model.
+        path: Its file.
+        wanted: The targets.
+        progress: Told what is done.
+        dims: Sizes of symbolic dimensions, for targets that ask for fixed ones.
+
+    Raises:
+        UsageError: A target names a table that there is not.
+    """
     found = []
-    for target in map(targets.load, targets.names()):
-        try:
-            partition = targets.runtime(target).partition(path, target)
-        except GraphoptError as error:
-            found.append(Support(target.name, False, error.what, {}, ()))
-        else:
-            found.append(Support(target.name, True, "", dict(partition.nodes), tuple(partition.left_behind)))
+    for target in wanted:
+        with progress.stage(f"asking {target.name}"):
+            here = targets.availability(target)
+            try:
+                assigned = targets.runtime(target).partition(path, target)
+            except GraphoptError as error:
+                cut = partitions.estimate(loaded, target, dims)
+                counted = {target.provider: cut.taken} if cut else {}
+                found.append(Support(target.name, False, here.why or error.what, counted, cut))
+            else:
+                cut = partitions.from_provider(loaded, target, assigned)
+                found.append(Support(target.name, True, "", dict(assigned.nodes), cut))
     return found
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
+
+if TYPE_CHECKING:
+    from graphopt.inspection import Support
 
 
 @click.command(short_help="Parameters, MACs, operators, the heaviest nodes, who can run it.")
@@ -15,17 +19,30 @@ from . import options
 @click.option(
     "--top", default=10, show_default=True, type=click.IntRange(min=1), metavar="N", help="How many heavy nodes to show."
 )
+@click.option(
+    "--target",
+    "target_names",
+    multiple=True,
+    metavar="NAME",
+    help="Tell how this target cuts the model into partitions, and which nodes stay behind. Repeatable.",
+)
 @options.dims
 @options.as_json
 @options.verbose
-def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
+def command(path: Path, top: int, target_names: tuple[str, ...], dims: dict[str, int], json_: bool) -> None:
     """Show what MODEL is made of and which targets could run it.
+
+    A target's provider takes some nodes and leaves the rest to the CPU; nodes that it takes in one go are a partition, and
+    each further one costs copies back and forth. Where the provider is not here, a table of its operators is asked instead:
+    that is an estimate. --dim fixes dynamic dimensions for it, as --set shapes.fix.NAME=SIZE does when optimizing.
 
     \b
     graphopt inspect model.onnx
+    graphopt inspect model.onnx --target nnapi --target coreml --dim batch=1
     graphopt inspect model.onnx --top 30 --dim T=128 --json
     """
-    from graphopt import inspection, model
+    from graphopt import inspection, model, targets
+    from graphopt.progress import Bars
     from graphopt.report import units
 
     from .output import console, print_json, table
@@ -33,10 +50,12 @@ def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
     loaded = model.load(path)
     facts = inspection.facts(loaded, path, dims=dims)
     heavy = inspection.heaviest(loaded, top, dims)
-    support = inspection.support(path)
+    wanted = [targets.load(name) for name in target_names or targets.names()]
+    with Bars() as bars:
+        support = inspection.support(loaded, path, wanted, bars, dims)
     notes: list[str] = loaded.meta.get("graphopt.notes", [])
     if json_:
-        more = {"heaviest": [asdict(row) for row in heavy], "targets": [asdict(each) for each in support], "notes": notes}
+        more = {"heaviest": [asdict(row) for row in heavy], "targets": [each.row() for each in support], "notes": notes}
         print_json({**facts.model_dump(mode="json"), **more})
         return
     out = console()
@@ -66,14 +85,47 @@ def command(path: Path, top: int, dims: dict[str, int], json_: bool) -> None:
         for row in heavy
     ]
     out.print(table(("heaviest nodes", "operator", "MACs", "parameters", "weights"), rows, numbers_from=2))
-    taken = [
-        (
-            each.target,
-            "yes" if each.available else f"no: {each.why}",
-            ", ".join(f"{provider} {number}" for provider, number in each.nodes.items()),
-        )
-        for each in support
-    ]
-    out.print(table(("target", "runs it", "nodes by provider"), taken, numbers_from=3))
+    if target_names:
+        for each in support:
+            _show_cut(each)
+    else:
+        taken = [
+            (
+                each.target,
+                "yes" if each.available else "no",
+                str(each.cut.partitions) if each.cut else "",
+                f"{each.cut.taken:,} of {each.cut.nodes:,}" if each.cut else "",
+                ("its provider" if each.available else "a table") if each.cut else "not known",
+            )
+            for each in support
+        ]
+        header = ("target", "runs here", "partitions", "nodes that it takes", "judged by")
+        out.print(table(header, taken, numbers_from=2))
+        out.print("What stays behind, and why: --target NAME. Why a target does not run here: graphopt targets.")
     for note in notes:
         out.print(f"note: {note}", markup=False)
+
+
+def _show_cut(found: Support) -> None:
+    """How one target cuts the model, and what stays behind."""
+    from .output import console, table
+
+    out, cut = console(), found.cut
+    if cut is None:
+        out.print(
+            f"{found.target}: not known. {found.why}; and there is no table of its operators.", markup=False, soft_wrap=True
+        )
+        return
+    parts = "1 partition" if cut.partitions == 1 else f"{cut.partitions} partitions"
+    out.print(f"{found.target}: {parts}, {cut.taken:,} of {cut.nodes:,} nodes", markup=False, style="bold")
+    if cut.judged_by == "provider":
+        out.print(f"  said by {cut.source}, which loaded the file", markup=False)
+    else:
+        out.print(f"  an estimate from a table, since it does not run here: {found.why}", markup=False, soft_wrap=True)
+        out.print(f"  the table: {cut.source}", markup=False, soft_wrap=True)
+    rows = [(operator, f"{number:,}", why) for operator, why, number in cut.reasons]
+    if rows:
+        out.print(table(("stays behind", "nodes", "why"), rows, numbers_from=3))
+    for note in cut.notes:
+        out.print(f"  not checked: {note}", markup=False, soft_wrap=True)
+    out.print()
