@@ -1,4 +1,8 @@
-"""Do two model files agree? The whole of ``graphopt compare``: open both on a target, run both on the same samples."""
+"""Do two model files agree? The whole of ``graphopt compare``: run both on the same samples.
+
+On another target than onnxruntime's CPU provider the second file runs there and the first one on the CPU, so that a target that
+computes both wrongly in the same way is noticed; what it makes of the first file is noted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from . import evaluate, metrics, model, targets
+from . import answers, evaluate, metrics, model, placement, targets
 from .contracts import Progress
 from .dataset import open_dataset
 from .dataset.generate import generate
@@ -53,6 +57,7 @@ def compare_files(
     dims: Mapping[str, int],
     metric: str | None,
     target: str,
+    strict_provider: bool = False,
     seed: int,
     progress: Progress,
 ) -> ComparedFiles:
@@ -61,10 +66,11 @@ def compare_files(
     Raises:
         ModelError: One cannot be read or run, or they do not have the same inputs and outputs.
         DataError: The data does not fit, or a metric was asked for without data.
-        MissingError: The target's runtime is not there.
+        MissingError: The target's runtime is not there, or ``strict_provider`` is not kept.
     """
     where = targets.load(target)
     runtime = targets.runtime(where)
+    judge = answers.reference_for(where) or where
     one, other = model.load(first), model.load(second)
     for side, specs in (("inputs", model.input_specs), ("outputs", model.output_specs)):
         names = [sorted(spec.name for spec in specs(each)) for each in (one, other)]
@@ -72,7 +78,12 @@ def compare_files(
             raise ModelError(
                 f"the models' {side} differ: {', '.join(names[0])} against {', '.join(names[1])}", where=str(second)
             )
-    with runtime.open(first, where) as reference, runtime.open(second, where) as candidate:
+    notes = []
+    with targets.runtime(judge).open(first, judge) as reference, runtime.open(second, where) as candidate:
+        if strict_provider:
+            placement.require_all(candidate.partition, where, str(second))
+        if (left := placement.left_behind(candidate.partition, where)) is not None:
+            notes.append(f"{second.name}: {left}.")
         if data is not None:
             samples = open_dataset(data, model.input_specs(one), images=images)
         elif metric is not None:
@@ -85,7 +96,12 @@ def compare_files(
             else metrics.choose(metric, reference.outputs, samples.labelled, labels_dtype=samples.labels_dtype)
         )
         found = evaluate.compare(reference, candidate, samples, chosen, progress=progress)
-    notes = [*samples.notes]
+    own = answers.check_file(first, where, samples)
+    if own is not None:
+        notes.append(f"{first.name} ran on {judge.name}, {second.name} on {where.name}.")
+    if own is not None and own.problems:
+        notes.append(answers.wrong(first, where, own))
+    notes += samples.notes
     if samples.generated:
         notes.append("Inputs were generated: they show agreement, not accuracy.")
     return ComparedFiles(

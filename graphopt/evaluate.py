@@ -14,8 +14,11 @@ same; these positions are left out of the figures. Bools count as 0 and 1; text 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +36,9 @@ TOLERANCES: Mapping[str, float] = {
     "bfloat16": 4e-2,
 }
 """The largest ``max_rel`` of an output that counts as equal, by its type: some 10 to 1000 roundings. Others must be equal."""
+FILE_BYTES = 8 << 30
+"""How much room a reference may take in files."""
+_FILED = "biufc"  # kinds of numpy dtypes that a .npy file keeps without pickling
 _CHUNK = 1 << 20  # elements of an output that are turned into float64 at a time
 
 
@@ -76,31 +82,61 @@ class Evaluation:
 
 
 class Reference:
-    """The original's outputs on a dataset, kept for the next candidate as far as they fit.
+    """The original's outputs on a dataset, computed once: kept in memory, and what does not fit there in files.
 
     Args:
-        session: The original.
+        original: The original's session, or what opens it when outputs are asked for that are not kept: then it is closed
+            again after each comparison, since a session may hold more memory than its outputs.
         data: What it is run on; ``compare`` takes this dataset or a first part of it.
-        limit_bytes: How much memory the outputs may take; what does not fit is computed again each time.
+        limit_bytes: How much memory the outputs may take.
+        folder: Where further outputs go, up to ``FILE_BYTES``; None: they are computed again each time.
     """
 
-    def __init__(self, session: Session, data: Dataset, limit_bytes: int = 256 << 20) -> None:
-        self.session = session
+    def __init__(
+        self,
+        original: Session | Callable[[], Session],
+        data: Dataset,
+        limit_bytes: int = 256 << 20,
+        folder: Path | None = None,
+    ) -> None:
         self.data = data
-        self._room = limit_bytes
+        self._session = original if isinstance(original, Session) else None
+        self._open = None if isinstance(original, Session) else original
+        self._room, self._file_room = limit_bytes, FILE_BYTES if folder is not None else 0
+        self._folder = folder
         self._kept: dict[tuple[int, int], Outputs] = {}
 
     def outputs(self, start: int, batch: Batch) -> Outputs:
-        """The original's outputs of the batch that begins with sample ``start``."""
+        """The original's outputs of the batch that begins with sample ``start``, in the model's order."""
         key = (start, batch.samples)
         if key in self._kept:
             return self._kept[key]
-        outputs = self.session.run(batch.feed)
+        if self._session is None:
+            assert self._open is not None
+            self._session = self._open()
+        outputs = self._session.run(batch.feed)
         size = sum(array.nbytes for array in outputs.values())
         if size <= self._room:
             self._room -= size
             self._kept[key] = outputs
+        elif size <= self._file_room and all(array.dtype.kind in _FILED for array in outputs.values()):
+            self._file_room -= size
+            self._kept[key] = {name: self._filed(array) for name, array in outputs.items()}
         return outputs
+
+    def rest(self) -> None:
+        """Close the session until outputs are asked for that are not kept, if it was opened here."""
+        if self._open is not None and self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _filed(self, array: Array) -> Array:
+        assert self._folder is not None
+        handle, path = tempfile.mkstemp(dir=self._folder, suffix=".npy")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array)
+        mapped: Array = np.load(path, mmap_mode="r")
+        return mapped
 
 
 def compare(
@@ -127,6 +163,7 @@ def compare(
         ModelError: One of the models failed on it.
     """
     kept = reference if isinstance(reference, Reference) else Reference(reference, data, limit_bytes=0)
+    names: list[str] = []
     assert kept.data.stream is data.stream, "the reference was made for other data"
     data = data if limit is None else data.first(limit)
     found: dict[str, _Difference] = {}
@@ -136,6 +173,7 @@ def compare(
     with (progress or Silent()).stage("comparing with the original", total=data.size) as step:
         for batch in data.batches():
             before, after = kept.outputs(samples, batch), candidate.run(batch.feed)
+            names = list(before)
             for name, expected in before.items():
                 if (problem := _mismatch(expected, after.get(name))) is not None:
                     mismatches.setdefault(name, problem)
@@ -146,31 +184,33 @@ def compare(
                 meters[1].update(after, before, batch.labels, batch.feed)
             samples += batch.samples
             step(batch.samples)
+    kept.rest()
     result = None
     if metric is not None and meters is not None and not mismatches:
         values = meters[0].value(), meters[1].value()
         if math.isnan(values[0]):
             raise DataError(f"the metric {metric.name!r} of the original is not a number on this data", where=data.name)
         result = MetricResult(metric.name, *values, drop=metric.drop(*values))
-    outputs = {spec.name: found[spec.name].result() for spec in kept.session.outputs if spec.name in found}
+    outputs = {name: found[name].result() for name in names if name in found}
     outputs |= {name: Divergence(math.inf, math.inf, 0.0, -math.inf) for name in mismatches}
     return Evaluation(samples, outputs, result, mismatches)
 
 
-def problems(evaluation: Evaluation, outputs: Sequence[TensorSpec]) -> list[str]:
+def problems(evaluation: Evaluation, outputs: Sequence[TensorSpec], tolerances: Mapping[str, float] | None = None) -> list[str]:
     """Why the candidate is not equal to the original within rounding; empty if it is.
 
     Args:
         evaluation: What ``compare`` found.
         outputs: The model's outputs, for their types: ``TOLERANCES`` says how large max_rel may be; integers, bools and text
             must be equal.
+        tolerances: Other ones, by the output's name.
     """
     found = evaluation.mismatched()
     for spec in outputs:
         divergence = evaluation.outputs.get(spec.name)
         if divergence is None or spec.name in evaluation.mismatches:
             continue
-        tolerance = TOLERANCES.get(spec.dtype.name, 0.0)
+        tolerance = (tolerances or {}).get(spec.name, TOLERANCES.get(spec.dtype.name, 0.0))
         if not divergence.equal_nonfinite:
             found.append(f"output {spec.name!r} has NaN or infinities where the original has none, or the other way round")
         if not divergence.max_rel <= tolerance:

@@ -1,7 +1,7 @@
 """What is known about a candidate: its outputs and metric against the original's, and its time against the original's.
 
-One ``Evidence`` serves a whole run: the original's session stays open and its outputs on the data are kept
-(``evaluate.Reference``).
+One ``Evidence`` serves a whole run: the original's outputs on the data are kept (``evaluate.Reference``). They are those that
+onnxruntime's CPU provider gives, whatever the target is (``answers``); its time is taken on the target.
 """
 
 from __future__ import annotations
@@ -14,16 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from . import evaluate, timing
-from .contracts import Array, NodeTime, Progress, Runtime, Session, SessionOptions, Silent
+from .answers import Answers
+from .contracts import Array, NodeTime, Partition, Progress, Runtime, Session, SessionOptions, Silent
 from .dataset import Dataset
 from .errors import ModelError
 from .metrics import MetricFactory
-from .report.schema import MetricRow, OperatorTime, OutputDivergence, Timing, Validation
+from .report.schema import (
+    LeftBehind,
+    MetricRow,
+    OperatorTime,
+    OutputDivergence,
+    Placement,
+    TargetAnswers,
+    Timing,
+    Validation,
+)
 from .targets import Target
 
 _SHARE = 4
 """A plan that is one of several gets this part of the time limit; the written file gets all of it."""
 _PROFILE_ROUNDS = 30
+_LISTED_NODES = 100
 
 
 class Unusable(Exception):  # noqa: N818 - it says what happened, and is caught by the one who asked
@@ -64,6 +75,8 @@ class Evidence:
     time_limit: float
     seed: int
     progress: Progress
+    own: Answers | None = None
+    """What the target makes of the original; None when the target is the reference, or nothing is compared."""
 
     def open(self, path: Path) -> Session:
         """Open a file on the target."""
@@ -96,12 +109,11 @@ class Evidence:
         try:
             with self.open_candidate(candidate) as session:
                 if before is None:
-                    reference = evaluate.Reference(self.reference.session, data)
-                    found = evaluate.compare(reference, session, data, progress=self.progress)
+                    found = evaluate.compare(self.reference, session, data, progress=self.progress)
                 else:
                     with self.open(before) as previous:
                         found = evaluate.compare(previous, session, data, progress=self.progress)
-                problems = evaluate.problems(found, session.outputs)
+                problems = evaluate.problems(found, session.outputs, self._tolerances())
         except Unusable as error:
             return str(error)
         return f"the outputs changed: {'; '.join(problems)}" if problems else None
@@ -120,7 +132,7 @@ class Evidence:
         try:
             with self.open_candidate(candidate) as session:
                 found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
-                problems = [] if self.lossy else evaluate.problems(found, session.outputs)
+                problems = [] if self.lossy else evaluate.problems(found, session.outputs, self._tolerances())
         except Unusable as error:
             found, problems = evaluate.Evaluation(0, {}, None), [str(error)]
         if (over := self._over_budget(found)) is not None and over not in problems:
@@ -128,6 +140,7 @@ class Evidence:
         return Validation(
             samples=found.samples,
             data=self.data.name,
+            reference=self.own.reference if self.own is not None else self.target.name,
             generated=self.data.generated,
             outputs={name: divergence_row(divergence) for name, divergence in found.outputs.items()},
             metric=metric_row(found.metric),
@@ -135,6 +148,9 @@ class Evidence:
             passed=not problems,
             problems=problems,
         )
+
+    def _tolerances(self) -> Mapping[str, float]:
+        return self.own.tolerances if self.own is not None else {}
 
     def _over_budget(self, found: evaluate.Evaluation, share: float = 1.0) -> str | None:
         if found.mismatches:
@@ -196,6 +212,34 @@ class Evidence:
 def divergence_row(found: evaluate.Divergence) -> OutputDivergence:
     """A divergence as the report holds it."""
     return OutputDivergence(max_abs=found.max_abs, max_rel=found.max_rel, cosine=found.cosine, sqnr_db=found.sqnr_db)
+
+
+def answers_row(found: Answers | None) -> TargetAnswers | None:
+    """What a target makes of the original, as the report holds it."""
+    if found is None:
+        return None
+    outputs = {name: divergence_row(divergence) for name, divergence in found.outputs.items()}
+    return TargetAnswers(
+        reference=found.reference,
+        samples=found.samples,
+        outputs=outputs,
+        agrees=not found.problems,
+        problems=list(found.problems),
+    )
+
+
+def placement_row(target: Target, before: Partition | None, after: Partition | None) -> Placement | None:
+    """Which provider takes which nodes of both files, as the report holds it."""
+    if before is None or after is None:
+        return None
+    left = [LeftBehind(name=name, op_type=op, provider=provider) for name, op, provider in after.left_behind[:_LISTED_NODES]]
+    return Placement(
+        provider=target.provider,
+        nodes_before=dict(before.nodes),
+        nodes_after=dict(after.nodes),
+        parts=after.parts,
+        left_behind=left,
+    )
 
 
 def metric_row(found: evaluate.MetricResult | None) -> MetricRow | None:

@@ -39,6 +39,7 @@ class Job:
     verify: bool
     timing: bool
     time_limit: float
+    strict_provider: bool
     resume: bool
     seed: int
     command: str
@@ -63,6 +64,7 @@ def prepare(
     verify: bool = True,
     timing: bool = True,
     time_limit: float = 10.0,
+    strict_provider: bool = False,
     resume: bool = False,
     seed: int = 0,
     command: str = "graphopt.optimize",
@@ -94,6 +96,7 @@ def prepare(
         verify=verify,
         timing=timing,
         time_limit=time_limit,
+        strict_provider=strict_provider,
         resume=resume,
         seed=seed,
         command=command,

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -23,13 +24,13 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, evaluate, inspection, metrics, model, observe, sizes, targets, verdict
+from . import __version__, answers, inspection, metrics, model, observe, placement, sizes, targets, verdict
 from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
 from .errors import BudgetError, DataError, GraphoptError, ModelError
-from .evidence import Evidence
+from .evidence import Evidence, answers_row, placement_row
 from .job import Job, prepare
 from .journal import Done, Journal
 from .model import ExternalData
@@ -65,6 +66,7 @@ def optimize(
     verify: bool = True,
     timing: bool = True,
     time_limit: float = 10.0,
+    strict_provider: bool = False,
     resume: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -90,6 +92,7 @@ def optimize(
         verify: False skips every comparison with the original; the report says so.
         timing: False skips timing; the report says so.
         time_limit: Seconds for the timing at most.
+        strict_provider: True: no node of the written file may run on another provider than the target's.
         resume: Continue a run of the same job that was killed.
         seed: One seed makes a run reproducible to the byte.
         progress: Told what is being done.
@@ -99,7 +102,7 @@ def optimize(
         UsageError: A wrong name, option or path.
         ModelError: The model cannot be read or run.
         DataError: The data does not fit the model.
-        MissingError: The target's runtime is not there.
+        MissingError: The target's runtime is not there, or ``strict_provider`` was not kept.
     """
     job = prepare(
         model,
@@ -119,6 +122,7 @@ def optimize(
         verify=verify,
         timing=timing,
         time_limit=time_limit,
+        strict_provider=strict_provider,
         resume=resume,
         seed=seed,
         command=command,
@@ -141,6 +145,10 @@ class Run:
         self.evidence: Evidence | None = None
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
         self.runtime = targets.runtime(job.target)
+        here = targets.availability(job.target)
+        if not here.timed:
+            self.notes.append(f"Not timed: {here.why}.")
+            self.job = job = replace(job, timing=False)
         self.observed = observe.Cache(observe.cache_folder(), engine=job.target.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         with progress.stage(f"reading {job.model.name}"):
@@ -151,8 +159,11 @@ class Run:
             self.input = inspection.facts(original, job.model, dims={**job.dims, **fixed})
         self.notes += original.meta.get("graphopt.notes", [])
         self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
-        self.session = stack.enter_context(self._open(job.model)) if job.verify or job.timing or self.lossy else None
-        self.data, self.evidence = self._open_data(as_fed)
+        runs = job.verify or job.timing or self.lossy
+        self.placed = placement.of(job.model, job.target) if runs or job.strict_provider else None
+        with ExitStack() as opened:
+            session = opened.enter_context(self._open(job.model)) if runs else None
+            self.data, self.evidence = self._open_data(as_fed, session)
 
     # ------------------------------------------------------------------------------------------------------- preparation
 
@@ -201,31 +212,42 @@ class Run:
                 return original
         return fed if is_narrowed(model.input_specs(original), model.input_specs(fed)) else original
 
-    def _open_data(self, as_fed: ir.Model) -> tuple[Dataset | None, Evidence | None]:
+    def _open_data(self, as_fed: ir.Model, session: Session | None) -> tuple[Dataset | None, Evidence | None]:
         """The unlabelled data that passes may use, and the evidence on the data that the written file is checked on."""
         job, specs = self.job, model.input_specs(as_fed)
         with self.progress.stage("checking the data"):
             given = open_dataset(job.data, specs, images=job.images) if job.data else None
             checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data else given
-            if checks is None and self.session is not None:
-                checks = generate(as_fed, dims=self.dims, seed=job.seed, runs=self.session.accepts)
+            if checks is None and session is not None:
+                checks = generate(as_fed, dims=self.dims, seed=job.seed, runs=session.accepts)
                 self.notes.append("Inputs were generated: they show agreement and speed, not accuracy.")
         given, checks = self._in_runs(as_fed, given), self._in_runs(as_fed, checks)
         for dataset in (given, checks):
             self.notes += [] if dataset is None else [note for note in dataset.notes if note not in self.notes]
-        if self.session is None or checks is None:
+        if session is None or checks is None:
             return given, None
         metric = None
         if not checks.generated:
-            metric = metrics.choose(job.metric, self.session.outputs, checks.labelled, labels_dtype=checks.labels_dtype)
+            metric = metrics.choose(job.metric, session.outputs, checks.labelled, labels_dtype=checks.labels_dtype)
         elif job.metric or job.budget.max_drop is not None:
             option = "--metric" if job.metric else "--max-drop"
             raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")
+        reference, own, notes = answers.establish(
+            job.model,
+            job.target,
+            session,
+            checks,
+            quantized=answers.is_quantized(self.stages[0].model),
+            verify=job.verify,
+            folder=self.temporary,
+            progress=self.progress,
+        )
+        self.notes += notes
         evidence = Evidence(
             original=job.model,
             runtime=self.runtime,
             target=job.target,
-            reference=evaluate.Reference(self.session, checks),
+            reference=reference,
             data=checks,
             metric=metric,
             max_drop=job.budget.max_drop,
@@ -233,6 +255,7 @@ class Run:
             time_limit=job.time_limit,
             seed=job.seed,
             progress=self.progress,
+            own=own,
         )
         return given or checks, evidence
 
@@ -351,12 +374,16 @@ class Run:
             self.rows[stage.row] = row.model_copy(update={"kept": False, "why": judged.problem})
             self.stages.pop()
         passed = len(self.stages) > 1 and judged.problem is None
+        if job.strict_provider and not passed:
+            placement.require_all(self.placed, job.target, job.model.name)
+        if passed and (left := placement.left_behind(judged.partition, job.target)) is not None:
+            self.notes.append(f"{left}.")
         if passed:
             with self.progress.stage(f"writing {job.output.name}"):
                 model.move(self.stages[-1].path, job.output)
         if not job.verify:
             self.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
-        if not job.timing:
+        if not job.timing and targets.availability(job.target).timed:
             self.notes.append("Not timed: whether the output is faster is not known (--timing off).")
         return Report(
             schema=1,
@@ -379,6 +406,8 @@ class Run:
             passes=self.rows,
             validation=judged.validation,
             timing=judged.timing,
+            target_answers=answers_row(self.evidence.own if self.evidence else None),
+            placement=placement_row(job.target, self.placed, judged.partition),
             notes=self.notes,
         )
 
@@ -388,7 +417,10 @@ class Run:
         validation = evidence.validate(stage.path) if evidence and job.verify else None
         timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
         problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)
-        return Judgement(facts, validation, timing, problem)
+        partition = placement.of(stage.path, job.target) if evidence or job.strict_provider else None
+        if problem is None and job.strict_provider:
+            problem = placement.left_behind(partition, job.target)
+        return Judgement(facts, validation, timing, problem, partition)
 
 
 def _fixed(original: ir.Model, as_fed: ir.Model) -> dict[str, int]:

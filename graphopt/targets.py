@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "cpu"
 """The target that commands use when none is named."""
+REFERENCE = "cpu"
+"""The target whose answers count: what every other one's are compared with."""
 _FOLDER = Path(__file__).parent / "targets"
 _AVX2_WIDTH, _WIDTH = 8, 16
 """Channels in a block of the layout in which onnxruntime convolves."""
@@ -166,6 +168,13 @@ def availability(target: Target) -> Availability:
         why = f"it is {target.machine}, and this machine is {here}: answers are checked here, and nothing is timed"
         return replace(found, timed=False, why=why)
     return found
+
+
+def is_reference(target: Target) -> bool:
+    """Whether a target runs models just as ``REFERENCE`` does, so that it has nothing to be compared with."""
+    reference = load(REFERENCE)
+    how = ("runtime", "provider", "provider_options", "plugin")
+    return all(getattr(target, name) == getattr(reference, name) for name in how)
 
 
 def install_line(target: Target) -> str:

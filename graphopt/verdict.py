@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .contracts import Partition
 from .report.schema import ModelFacts, PassRow, Timing, Validation
 
 SAME_SIZE = 0.001
@@ -20,6 +21,8 @@ class Judgement:
     validation: Validation | None
     timing: Timing | None
     problem: str | None
+    partition: Partition | None = None
+    """Which provider takes which of its nodes; None where there is but one."""
 
 
 def growth_limit(size: int) -> int:

@@ -17,6 +17,7 @@ from . import options
 @options.dims
 @options.metric
 @options.target
+@options.strict_provider
 @click.option(
     "--max-drop", type=click.FloatRange(min=0), metavar="X", help="Exit 5 if the metric of B is lower by more than X."
 )
@@ -34,6 +35,7 @@ def command(
     dims: dict[str, int],
     metric: str | None,
     target: str,
+    strict_provider: bool,
     max_drop: float | None,
     max_rel: float | None,
     seed: int,
@@ -44,6 +46,7 @@ def command(
     \b
     graphopt compare model.onnx model.opt.onnx --data test.npz
     graphopt compare float.onnx int8.onnx --data photos/ --max-drop 0.01
+    graphopt compare float.onnx int8.onnx --data test.npz --target qnn-htp --strict-provider
     """
     from graphopt.comparison import compare_files
     from graphopt.progress import Bars
@@ -52,7 +55,16 @@ def command(
 
     with Bars() as bars:
         found = compare_files(
-            first, second, data=data, images=images, dims=dims, metric=metric, target=target, seed=seed, progress=bars
+            first,
+            second,
+            data=data,
+            images=images,
+            dims=dims,
+            metric=metric,
+            target=target,
+            strict_provider=strict_provider,
+            seed=seed,
+            progress=bars,
         )
     problems = found.beyond(max_drop=max_drop, max_rel=max_rel)
     if json_:

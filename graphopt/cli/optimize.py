@@ -59,6 +59,7 @@ from . import options
 @click.option(
     "--time-limit", default=10.0, show_default=True, type=click.FloatRange(min=0.1), metavar="S", help="Seconds of timing."
 )
+@options.strict_provider
 @click.option("--resume", is_flag=True, help="Continue a run of the same job that was killed.")
 @options.seed
 @options.as_json
@@ -86,6 +87,7 @@ def command(
     graphopt optimize model.onnx --set shapes.fix.batch=1 --set shapes.opset.version=20
     graphopt optimize model.onnx --set simplify.fold=false --dim batch=4 --json > report.json
     graphopt optimize bert.onnx --contrib --data samples/
+    graphopt optimize model.onnx --target openvino-cpu --recipe int8 --eval test.npz --strict-provider
     """
     from graphopt import report
     from graphopt.pipeline import optimize

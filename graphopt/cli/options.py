@@ -67,6 +67,12 @@ def target(command: _Command) -> _Command:
     )(command)
 
 
+def strict_provider(command: _Command) -> _Command:
+    """``--strict-provider``."""
+    text = "Exit 6 if a node would run on another provider than the target's, and name it."
+    return click.option("--strict-provider", is_flag=True, help=text)(command)
+
+
 def metric(command: _Command) -> _Command:
     """``--metric``."""
     return click.option(

@@ -130,12 +130,41 @@ class Validation(_Part):
 
     samples: int
     data: str = Field(description="where the samples come from")
+    reference: str = Field("cpu", description="target on which the original's outputs, a, were computed")
     generated: bool = Field(description="true: inputs were generated, so the metric says nothing about accuracy")
     outputs: dict[str, OutputDivergence] = Field(description="by name of the output")
     metric: MetricRow | None
     max_drop: float | None = Field(description="how far the metric may fall, absolute; null when there is no such bound")
     passed: bool
     problems: list[str] = Field(description="why it did not pass; empty when it did")
+
+
+class TargetAnswers(_Part):
+    """The original on the target against the original on the reference: whether the target computes what the model says."""
+
+    reference: str = Field(description="target whose answers count")
+    samples: int
+    outputs: dict[str, OutputDivergence] = Field(description="by name of the output; a is the reference's")
+    agrees: bool
+    problems: list[str] = Field(description="why the target's answers are wrong; empty when they agree")
+
+
+class LeftBehind(_Part):
+    """A node that does not run where the target wants it."""
+
+    name: str
+    op_type: str
+    provider: str = Field(description="what runs it instead")
+
+
+class Placement(_Part):
+    """Which provider runs how many nodes, counted before providers fuse them."""
+
+    provider: str = Field(description="the provider that the target wants")
+    nodes_before: dict[str, int] = Field(description="of the original, by provider")
+    nodes_after: dict[str, int] = Field(description="of the written file, or the last one that was tried")
+    parts: int | None = Field(description="pieces that the provider's nodes fall into; null when not known")
+    left_behind: list[LeftBehind] = Field(description="of nodes_after, those on other providers; the first 100")
 
 
 class OperatorTime(_Part):
@@ -190,7 +219,11 @@ class Report(_Part):
     output: ModelFacts | None = Field(description="null when no file was written")
     passes: list[PassRow]
     validation: Validation | None = Field(description="null with --verify off")
-    timing: Timing | None = Field(description="null with --timing off")
+    timing: Timing | None = Field(description="null with --timing off, and where the target cannot be timed")
+    target_answers: TargetAnswers | None = Field(
+        None, description="null when the target is the reference itself, or nothing was compared"
+    )
+    placement: Placement | None = Field(None, description="null when the target is the reference, or nothing was run")
     notes: list[str] = Field(description="what a reader should know: casts made, inputs generated, checks switched off")
 
 
