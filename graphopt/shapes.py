@@ -18,7 +18,7 @@ import onnx_ir as ir
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, nodes, subgraphs
 
-__all__ = ["Facts", "defined", "facts", "infer", "subgraphs"]
+__all__ = ["Facts", "defined", "facts", "infer", "is_known", "subgraphs"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
@@ -37,6 +37,11 @@ def infer(model: ir.Model) -> Facts:
     inputs = {value: ir.TypeAndShape(value.type, value.shape) for value in model.graph.inputs}
     constants = {value: tensor for value, tensor in graph_initializers(model) if not _is_overridable(value, model)}
     return facts(model, inputs, constants)
+
+
+def is_known(known: ir.TypeAndShape | None) -> bool:
+    """Whether of a value everything is known: its type, and of each dimension the size or a symbol."""
+    return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
 
 
 def _is_overridable(value: ir.Value, model: ir.Model) -> bool:

@@ -80,6 +80,8 @@ _CHILDREN: dict[type[Message], dict[int, type[Message]]] = {
     },
 }
 _RAW_DATA = _number(onnx.TensorProto, "raw_data")
+_NODE_BYTES = 1 << 14
+"""Nodes of fewer bytes are not looked into: many hold a page of text, few a tensor."""
 
 
 def split(data: memoryview, location: str, minimum: int) -> bytes:
@@ -88,7 +90,7 @@ def split(data: memoryview, location: str, minimum: int) -> bytes:
     Args:
         data: The file.
         location: The file's name, which the references give as the place of the data.
-        minimum: Raw data of fewer bytes stay in the message.
+        minimum: Raw data of fewer bytes stay in the message, and those in nodes of fewer than 16 KB.
 
     Raises:
         WireError: The bytes are not a protobuf message.
@@ -104,7 +106,7 @@ def split(data: memoryview, location: str, minimum: int) -> bytes:
                 return [data[start : field.begin], data[field.end : end], place.SerializeToString(deterministic=True)]
         return None
 
-    rewrite = _Rewrite(data, lambda start, end: end - start >= minimum, without_data)
+    rewrite = _Rewrite(data, lambda start, end: end - start >= minimum, without_data, _NODE_BYTES)
     pieces = rewrite.message(onnx.ModelProto, 0, len(data))
     return bytes(data) if pieces is None else b"".join(piece for piece in pieces if isinstance(piece, bytes | memoryview))
 
@@ -186,12 +188,14 @@ class _TooShortError(WireError):
 class _Rewrite:
     """Replaces the tensors in a message.
 
-    ``worth`` says whether to look into a nested message, ``leaf`` makes the pieces of a tensor or None to leave it.
+    ``worth`` says whether to look into a nested message, ``leaf`` makes the pieces of a tensor or None to leave it; nodes of fewer
+    than ``least_node`` bytes are left too.
     """
 
     data: memoryview
     worth: Callable[[int, int], bool]
     leaf: Callable[[int, int], list[Piece] | None]
+    least_node: int = 0
 
     def message(self, kind: type[Message], start: int, end: int, depth: int = 0) -> list[Piece] | None:
         """The message anew, with the lengths of those around a replaced tensor mended; None when nothing was replaced."""
@@ -204,6 +208,8 @@ class _Rewrite:
         for field in _fields(self.data, start, end):
             child = _CHILDREN[kind].get(field.number) if field.wire_type == _BYTES else None
             if child is None or not self.worth(field.payload, field.end):
+                continue
+            if child is onnx.NodeProto and field.end - field.payload < self.least_node:
                 continue
             inner = self.message(child, field.payload, field.end, depth + 1)
             if inner is not None:

@@ -115,10 +115,12 @@ class Fuse(Pass):
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
             if not done and known:
                 break
+            changes += done
             known = not done
+            if known and work.knows_all():
+                break
             if known:
                 work.facts = infer(model)
-            changes += done
         if changes:
             work.drop_unused()
         if self.options.contrib:

@@ -120,9 +120,12 @@ class Simplify(Pass):
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has run since the last change, with all that is known by then."""
         steps, changes, quiet = self._steps(), [], 0
+        swept = -1  # how many changes there were when the dead was last removed
         for step in (step for _ in range(self.options.iterations) for step in steps):
-            done = step(work)
+            done = [] if step is remove_dead and swept == len(changes) else step(work)
             changes += done
+            if step is remove_dead:
+                swept = len(changes)
             quiet = 0 if done else 1 if work.learnt else quiet + 1
             work.current, work.learnt = work.current and not done, False
             if quiet == len(steps):

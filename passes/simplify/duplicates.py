@@ -2,8 +2,8 @@
 
     w1 = w2 (type, shape, every byte)   ->   every use of w2 becomes a use of w1
 
-Only initializers of equal type and shape are compared, first by their first bytes, then by a digest of everything that
-streams through a small buffer: weights in an external file are read in pieces and never kept. The copy that stays must be
+Only initializers of equal type and shape are compared, first by their first bytes, then by all of them: those of large ones by
+a digest that streams through a small buffer: weights in an external file are read in pieces and never kept. The copy that stays must be
 visible where the other one was used: in the same graph, or in one around it. An initializer that is also an input (a
 caller may override it) or an output stays as it is.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
@@ -22,20 +23,21 @@ from graphopt.shapes import subgraphs
 from .graph import Work
 from .moved import MovedTensor
 
-_PREFIX_BYTES = 4096
+_PREFIX_BYTES = 64
+_SMALL_BYTES = 4096
 
 _Group = tuple[ir.DataType, tuple[int, ...]]
 
 
 def merge_equal_initializers(work: Work) -> list[Change]:
     """Merge equal initializers, in the main graph and in all subgraphs."""
+    there = {(value, graph) for graph in walk.graphs(work.model.graph) for value in graph.initializers.values()}
+    if there <= work.compared:
+        return []
+    work.compared = there
     groups: dict[_Group, list[ir.Value]] = {}
     parents: dict[ir.Graph, ir.Graph | None] = {}
     _collect(work.model.graph, None, parents, groups)
-    compared = {(value, value.graph) for group in groups.values() for value in group}
-    if compared <= work.compared:
-        return []
-    work.compared = compared
     kept = work.annotated_names()
     changes = []
     for group in groups.values():
@@ -69,10 +71,11 @@ def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
     for same_start in _split(values, _PREFIX_BYTES):
         tensor = same_start[0].const_value
         assert tensor is not None
-        if tensor_bytes(tensor) <= _PREFIX_BYTES:
+        size = tensor_bytes(tensor)
+        if size <= _PREFIX_BYTES:
             yield same_start
         else:
-            yield from _split(same_start, None)
+            yield from _split(same_start, size if size <= _SMALL_BYTES else None)
 
 
 def _split(values: list[ir.Value], limit: int | None) -> Iterator[list[ir.Value]]:
@@ -102,8 +105,11 @@ def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
         tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
         return digest.hash.digest()
     array = tensor.numpy()  # a mapping of the file: no more than the first page is read
-    packed = array.nbytes != tensor_bytes(tensor)  # several elements in a byte
-    start = tensor.tobytes() if packed or not array.size else array.reshape(-1)[:limit].tobytes()
+    if array.nbytes != tensor_bytes(tensor) or not array.size:  # several elements in a byte
+        start = tensor.tobytes()
+    else:
+        count = None if limit is None else -(-limit // array.itemsize)
+        start = array.reshape(-1)[:count].tobytes()
     if limit is not None:
         return start[:limit]
     digest.write(start)

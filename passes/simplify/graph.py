@@ -70,7 +70,7 @@ class Work:
     excludes: bool = True
     """Whether the user asked to leave anything alone."""
     compared: set[tuple[ir.Value, ir.Graph | None]] = field(default_factory=set)
-    """Initializers that were compared with all others, each with the graph that it was in."""
+    """The initializers when they were last compared, each with the graph that it was in."""
     current: bool = False
     """Whether the graph is still as it was when the facts were looked at."""
     learnt: bool = False

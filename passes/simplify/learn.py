@@ -7,11 +7,9 @@ constant may now have fixed dimensions.
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from graphopt import walk
 from graphopt.contracts import Change
-from graphopt.shapes import infer
+from graphopt.shapes import infer, is_known
 
 from .graph import Work
 
@@ -21,16 +19,12 @@ def learn(work: Work) -> list[Change]:
     if work.current:
         return []
     work.current, work.symbolic = True, None
-    if all(_is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
+    if all(is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
         return []
     known, work.facts = work.facts, infer(work.model)
     work.learnt = any(
-        value not in known or (known[value].shape != found.shape and not _is_known(known[value]))
+        value not in known or (known[value].shape != found.shape and not is_known(known[value]))
         for value, found in work.facts.items()
         if not value.is_initializer()
     )
     return []
-
-
-def _is_known(known: ir.TypeAndShape | None) -> bool:
-    return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
