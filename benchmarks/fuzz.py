@@ -3,17 +3,23 @@
 The generator is that of the property test (``tests/random_graphs.py``). Graph number N is drawn by N alone: ``--seed S`` draws
 S million and what follows, and ``--number N`` judges one again. A graph that fails is written to the folder that ``--failures``
 names, with the reason in its doc string. The exit code is 1 if any graph fails.
+
+With ``--state FILE`` each finished chunk is noted there, and a run that was interrupted goes on from it, as long as the sources
+are the same. An interrupted run (Ctrl-C) reports what it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import hashlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +33,7 @@ from graphopt.model import count_nodes
 import lossless
 from common import ROOT, arguments, publish, table
 
-CHUNK = 250
+CHUNK = 500
 
 
 @dataclass
@@ -115,8 +121,6 @@ def _fails(proto: onnx.ModelProto, kind: str) -> bool:
 
 def work(options: argparse.Namespace, chunk: int, count: int) -> tuple[Tally, list[Failure]]:
     """One chunk in a process of its own, which may crash."""
-    import json
-
     command = [sys.executable, __file__, "--seed", options.seed, "--count", count, "--work", chunk]
     command += ["--failures", options.failures] if options.failures else []
     ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
@@ -133,13 +137,12 @@ def work(options: argparse.Namespace, chunk: int, count: int) -> tuple[Tally, li
 
 
 def main() -> int:
-    import json
-
     parser = arguments(__doc__)
     parser.add_argument("--count", type=int, default=50_000, help="graphs to draw [default: 50000]")
     parser.add_argument("--seed", type=int, default=0, help="decides all graphs [default: 0]")
     parser.add_argument("--seconds", type=float, help="start no new chunk after so long")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time [default: 2]")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="note finished chunks here, and go on from what it holds")
     parser.add_argument("--failures", type=Path, metavar="FOLDER", help="where graphs that fail go")
     parser.add_argument("--number", type=int, metavar="N", help="judge this graph only")
     parser.add_argument("--shrink", type=Path, metavar="FILE", help="print a small part of a failing graph that still fails")
@@ -162,6 +165,7 @@ def main() -> int:
         tally, failures = run_chunk(options.seed, options.work, options.count, options.failures)
         print(json.dumps({"tally": asdict(tally), "failures": [asdict(failure) for failure in failures]}))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     total, failures = run(options)
     figures: dict[str, Any] = {"seed": options.seed, **asdict(total), "failures": [asdict(failure) for failure in failures]}
@@ -170,22 +174,70 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> tuple[Tally, list[Failure]]:
-    """All chunks, several at a time."""
-    chunks = range(-(-options.count // CHUNK))
+    """All chunks, several at a time; those that are done when the run is interrupted."""
     deadline = time.monotonic() + (options.seconds or float("inf"))
+    counts = {chunk: min(CHUNK, options.count - chunk * CHUNK) for chunk in range(-(-options.count // CHUNK))}
+    state = State(options.state, options.seed)
     total, failures = Tally(), []
 
-    def one(chunk: int) -> tuple[Tally, list[Failure]]:
+    def one(chunk: int) -> tuple[Tally, list[Failure]] | None:
         if time.monotonic() > deadline:
-            return Tally(), []
-        return work(options, chunk, min(CHUNK, options.count - chunk * CHUNK))
+            return None
+        return work(options, chunk, counts[chunk])
 
+    def add(tally: Tally, found: list[Failure]) -> None:
+        nonlocal total
+        total = Tally(*(a + b for a, b in zip(asdict(total).values(), asdict(tally).values(), strict=True)))
+        failures.extend(found)
+
+    for chunk, count in list(counts.items()):
+        if (chunk, count) in state.done:
+            add(*state.done[chunk, count])
+            del counts[chunk]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for tally, found in pool.map(one, chunks):
-            total = Tally(*(a + b for a, b in zip(asdict(total).values(), asdict(tally).values(), strict=True)))
-            failures += found
-            print(f"{total.graphs} graphs, {len(failures)} failures", file=sys.stderr, flush=True)
-    return total, failures
+        running = {pool.submit(one, chunk): chunk for chunk in counts}
+        try:
+            for future in as_completed(running):
+                result = future.result()
+                if result is not None:
+                    add(*result)
+                    state.note(running[future], counts[running[future]], *result)
+                    print(f"{total.graphs} graphs, {len(failures)} failures", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return total, sorted(failures, key=lambda failure: failure.number)
+
+
+class State:
+    """The chunks that earlier runs on the same sources have finished, in a file of a line each; none without a file."""
+
+    def __init__(self, path: Path | None, seed: int) -> None:
+        self._path = path
+        self._key = [seed, _sources()]
+        self.done: dict[tuple[int, int], tuple[Tally, list[Failure]]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else ():
+            noted = json.loads(line)
+            if noted["key"] == self._key:
+                found = Tally(**noted["tally"]), [Failure(**failure) for failure in noted["failures"]]
+                self.done[noted["chunk"], noted["count"]] = found
+
+    def note(self, chunk: int, count: int, tally: Tally, failures: list[Failure]) -> None:
+        """Add a finished chunk to the file."""
+        if self._path is None:
+            return
+        noted = {"key": self._key, "chunk": chunk, "count": count, "tally": asdict(tally)}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(noted | {"failures": [asdict(failure) for failure in failures]}) + "\n")
+
+
+def _sources() -> str:
+    """What decides the results: the rewrites, the generator and the judge."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        [*(ROOT / "graphopt").rglob("*.py"), *(ROOT / "passes").rglob("*.py"), *(ROOT / "tests").glob("random_*.py")]
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def page(seed: int, total: Tally, failures: list[Failure]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -22,10 +23,15 @@ TESTS = ROOT / "tests"
 def apply(model: ir.Model, settings: Sequence[str] = ()) -> list[Change]:
     """Rewrite ``model`` in place by every pass of the recipe, and return what they did; settings as ``--set`` takes them."""
     changes: list[Change] = []
-    for step in recipe.load("lossless", settings).steps:
-        assert isinstance(step.rewrite, Pass)
-        changes += step.rewrite.apply(model, _context())
+    for rewrite in _passes(tuple(settings)):
+        changes += rewrite.apply(model, _context())
     return [change for change in changes if change.done]
+
+
+@cache
+def _passes(settings: tuple[str, ...]) -> list[Pass]:
+    rewrites = [step.rewrite for step in recipe.load("lossless", settings).steps]
+    return [rewrite for rewrite in rewrites if isinstance(rewrite, Pass)]
 
 
 def tests_on_path() -> None:

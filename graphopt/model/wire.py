@@ -188,8 +188,8 @@ class _TooShortError(WireError):
 class _Rewrite:
     """Replaces the tensors in a message.
 
-    ``worth`` says whether to look into a nested message, ``leaf`` makes the pieces of a tensor or None to leave it; nodes of fewer
-    than ``least_node`` bytes are left too.
+    ``worth`` says whether to look into a nested message, ``leaf`` makes the pieces of a tensor or None to leave it; nodes of
+    fewer than ``least_node`` bytes are left too.
     """
 
     data: memoryview

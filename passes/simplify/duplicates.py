@@ -2,10 +2,10 @@
 
     w1 = w2 (type, shape, every byte)   ->   every use of w2 becomes a use of w1
 
-Only initializers of equal type and shape are compared, first by their first bytes, then by all of them: those of large ones by
-a digest that streams through a small buffer: weights in an external file are read in pieces and never kept. The copy that stays must be
-visible where the other one was used: in the same graph, or in one around it. An initializer that is also an input (a
-caller may override it) or an output stays as it is.
+Only initializers of equal type and shape are compared, first by their first bytes, then by all of them. Large ones go through
+a digest in pieces: weights in an external file are never kept. The copy that stays must be visible where the other one was
+used: in the same graph, or in one around it. An initializer that is also an input (a caller may override it) or an output
+stays as it is.
 """
 
 from __future__ import annotations
