@@ -87,6 +87,21 @@ Plan: TypeAlias = Mapping[Site, Setting]
 
 
 @dataclass(frozen=True)
+class Figure:
+    """Numbers that a pass has drawn in the report.
+
+    ``bars``: for each of ``labels`` a bar of each series, the first series being before and the second after.
+    ``curves``: each series is a small curve of its own, over 0, 1, 2, ...; ``marks``: how many of its values were taken.
+    """
+
+    title: str
+    kind: Literal["bars", "curves"]
+    series: Mapping[str, Sequence[float]]
+    labels: Sequence[str] = ()
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Grade:
     """What one setting of a site would do, by the pass's own estimate from data."""
 
@@ -273,6 +288,11 @@ class LossyPass(BasePass):
     def decided(self) -> bool:
         """Whether the options say how much is to be saved: then no budget of accuracy is assumed where the user gives none."""
         return self.remains() is not None
+
+    def figures(self, plan: Plan) -> Sequence[Figure]:
+        """What of a plan for the model that was worked on last is worth a drawing in the report; nothing by default."""
+        del plan
+        return ()
 
     def borders(self, model: ir.Model, sites: Sequence[Site]) -> Sequence[Border]:
         """The values that pass between sites, where neighbours with different settings must convert them; none by default."""

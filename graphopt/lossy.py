@@ -220,7 +220,8 @@ class Work:
         integers, floating = self._integers(plan, candidate)
         done = [f"{len(plan)} of {self.offered} sites", *([integers] if integers else []), "within the budget"]
         why = "; ".join([", ".join(done), *(f"not {t}" for t in tried)])
-        return Outcome(True, why, [*changes, *floating, *self.declined], candidate, self.path, ranking)
+        said = [*changes, *floating, *self.declined]
+        return Outcome(True, why, said, candidate, self.path, ranking, self.rewrite.figures(plan))
 
     def _draft(self, plan: Plan) -> ir.Model:
         """The model with the plan, written to ``path`` in a form that is good enough to be timed."""

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from .job import Job, prepare
 from .journal import Done, Journal
 from .model import ExternalData
 from .recipe import Recipe, Step
-from .report.schema import ChangeRow, PassRow, Report
+from .report.schema import ChangeRow, FigureRow, PassRow, Report
 from .stage import Stage
 from .targets import Target
 from .trial import Trial, is_narrowed
@@ -350,6 +350,7 @@ class Run:
             changes=changes[:LISTED_CHANGES],
             changes_left_out=max(0, len(changes) - LISTED_CHANGES),
             sensitivity=[one.row() for one in outcome.sensitivities],
+            figures=[FigureRow.model_validate(asdict(one)) for one in outcome.figures],
         )
         self.rows.append(row)
         return row, outcome.path

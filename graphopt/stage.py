@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .contracts import Change
+from .contracts import Change, Figure
 from .sensitivity import Sensitivity
 
 
@@ -37,3 +37,4 @@ class Outcome:
     path: Path | None = None
     sensitivities: Sequence[Sensitivity] = ()
     """What each site does alone, where that had to be measured; the most sensitive first."""
+    figures: Sequence[Figure] = ()

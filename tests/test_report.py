@@ -26,6 +26,7 @@ from graphopt.report.markdown import code, text
 from graphopt.report.schema import (
     ChangeRow,
     Environment,
+    FigureRow,
     MetricRow,
     ModelFacts,
     OperatorTime,
@@ -104,6 +105,10 @@ def sample(changes: int = 3, **other: object) -> Report:
             bytes_before=1_131_204,
             bytes_after=1_096_310,
             changes=rows,
+            figures=[
+                FigureRow(title="Channels", kind="bars", series={"before": [16, 32], "after": [16, 20]}, labels=["a<b>", "c"]),
+                FigureRow(title="Singular values", kind="curves", series={"conv<3>": [1.0, 0.5, 0.1]}, marks={"conv<3>": 2}),
+            ],
         ),
         PassRow(
             name="float.float16",
@@ -491,6 +496,16 @@ def test_html_warns_of_what_the_figures_do_not_show() -> None:
     assert "not how accurate they are" in Page(to_html(report)).text
 
 
+def test_html_draws_what_a_pass_hands_over() -> None:
+    page = to_html(sample())
+    assert page.count('<polyline class="curve"') == 1
+    assert "Singular values" in page
+    assert "2 of 3" in page
+    assert "conv&lt;3&gt;" in page
+    assert "a&lt;b&gt;" in page
+    assert "32 → 20" in page
+
+
 def test_what_an_undone_pass_had_done_is_listed_as_undone() -> None:
     rows = [attrs for tag, attrs in Page(to_html(sample(6))).elements if tag == "tr" and "data-state" in attrs]
     assert [row["data-state"] for row in rows] == ["declined", "done", "done", "done", "done", "declined", "undone"]
@@ -527,6 +542,7 @@ def test_charts_are_well_formed_and_stay_within_their_width(value: float, name: 
         charts.grouped([charts.Pair(name, value, 1.0, name)], label=name),
         charts.interval(value, value - 0.1, value + 0.1, text=name, reference=1.0, reference_text=name, label=name),
         charts.bars([], label=name),
+        charts.curve(name, [value, 1.0], mark=1, label=name),
     ]
     for drawing in drawings:
         tree = ElementTree.fromstring(drawing)

@@ -87,6 +87,24 @@ def interval(value: float, low: float, high: float, *, text: str, reference: flo
     return _svg(68, label, parts)
 
 
+def curve(title: str, values: Sequence[float], *, mark: float | None, label: str) -> str:
+    """A small curve over 0, 1, 2, ... from zero to its largest value; the first ``mark`` values are filled."""
+    top = max((_finite(value) for value in values), default=0.0) or 1.0
+    last = max(len(values) - 1, 1)
+    points = [f"{100 * place / last:.2f},{100 - 100 * _finite(value) / top:.2f}" for place, value in enumerate(values)]
+    drawn = ""
+    if mark is not None:
+        inside = points[: max(round(mark), 1)]
+        end = inside[-1].partition(",")[0] if inside else "0"
+        drawn = f'<polygon class="taken" points="0,100 {" ".join(inside)} {end},100"/>'
+    drawn += f'<polyline class="curve" points="{" ".join(points)}"/>'
+    name = _text(shorten(visible(title), _LABEL_LENGTH))
+    box = f'<svg x="0" y="22" width="100%" height="64" viewBox="0 0 100 100" preserveAspectRatio="none">{drawn}</svg>'
+    said = str(len(values)) if mark is None else f"{mark:g} of {len(values)}"
+    texts = f'<text x="0" y="14">{name}</text><text class="quiet" x="100%" y="103" text-anchor="end">{_text(said)}</text>'
+    return _svg(106, label, [texts, box, '<line class="axis" x1="0" x2="100%" y1="86" y2="86"/>'])
+
+
 def _svg(height: int, label: str, parts: Sequence[str]) -> str:
     said = _text(label)
     return f'<svg class="chart" role="img" aria-label="{said}" width="100%" height="{max(height, 0)}">{"".join(parts)}</svg>'

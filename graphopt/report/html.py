@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import charts, summary, units
-from .schema import Report, SensitivityRow, Timing
+from .schema import FigureRow, Report, SensitivityRow, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 _OPERATORS_DRAWN = 12
 _SITES_DRAWN = 30
+_ROWS_DRAWN = 80
+_CURVES_DRAWN = 48
 
 
 def to_html(report: Report) -> str:
     """Return the report as one HTML page that needs nothing but itself."""
     rankings = [(row.name, row.sensitivity) for row in report.passes if row.sensitivity]
-    return page("page.html.j2", _charts(report), report=report, summary=summary, rankings=_with_charts(rankings))
+    drawn = [[_drawing(figure) for figure in row.figures] for row in report.passes]
+    values = {"rankings": _with_charts(rankings), "drawn": drawn}
+    return page("page.html.j2", _charts(report), report=report, summary=summary, **values)
 
 
 def sensitivity_page(ranking: Ranking) -> str:
@@ -76,6 +80,40 @@ def sensitivity_chart(rows: Sequence[SensitivityRow]) -> str:
         for row in rows[:_SITES_DRAWN]
     ]
     return charts.bars(drawn, label="Sites by how far the outputs move when each alone is changed")
+
+
+def _drawing(figure: FigureRow) -> tuple[str, bool, str]:
+    """A figure's title, whether its colours need a legend, and its drawing."""
+    from markupsafe import Markup
+
+    bars = figure.kind == "bars"
+    drawn = bar_figure(figure) if bars else curve_figure(figure)
+    return figure.title, bars and len(figure.series) > 1, Markup(drawn)  # noqa: S704 - charts escape their texts
+
+
+def bar_figure(figure: FigureRow) -> str:
+    """A row for each label: the first series above the second."""
+    first, *others = figure.series.values()
+    second = others[0] if others else None
+    rows = []
+    for place, label in enumerate(figure.labels[:_ROWS_DRAWN]):
+        values = [units.number(series[place]).text for series in figure.series.values()]
+        after = first[place] if second is None else second[place]
+        rows.append(charts.Pair(label, first[place] if second is not None else 0.0, after, " → ".join(values)))
+    return charts.grouped(rows, label=figure.title) + _and_more(len(figure.labels) - len(rows))
+
+
+def curve_figure(figure: FigureRow) -> str:
+    """A small curve for each series, with a line where its mark is."""
+    drawn = [
+        charts.curve(name, values, mark=figure.marks.get(name), label=f"{figure.title}: {name}")
+        for name, values in [*figure.series.items()][:_CURVES_DRAWN]
+    ]
+    return f'<div class="curves">{"".join(drawn)}</div>' + _and_more(len(figure.series) - len(drawn))
+
+
+def _and_more(count: int) -> str:
+    return f'<p class="soft small">{count} more are in report.json.</p>' if count > 0 else ""
 
 
 def _charts(report: Report) -> dict[str, str]:

@@ -88,6 +88,16 @@ class SensitivityRow(_Part):
     sqnr_db: Figure = Field(description="the same in decibels: -10 log10(damage)")
 
 
+class FigureRow(_Part):
+    """Numbers that a pass has drawn."""
+
+    title: str
+    kind: Literal["bars", "curves"] = Field(description="bars: one of each series for each label; curves: one for each series")
+    series: dict[str, list[Figure]] = Field(description="values by name; of bars the first is before and the second after")
+    labels: list[str] = Field(default_factory=list, description="of bars")
+    marks: dict[str, Figure] = Field(default_factory=dict, description="of curves: how many of the first values were taken")
+
+
 class PassRow(_Part):
     """What became of one pass of the recipe."""
 
@@ -105,6 +115,7 @@ class PassRow(_Part):
     sensitivity: list[SensitivityRow] = Field(
         default_factory=list, description="the sites by what each does alone, most sensitive first; empty if not measured"
     )
+    figures: list[FigureRow] = Field(default_factory=list, description="what the pass has drawn")
 
 
 class OutputDivergence(_Part):

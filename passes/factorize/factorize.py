@@ -25,6 +25,7 @@ from graphopt.contracts import (
     Array,
     Change,
     Context,
+    Figure,
     Grade,
     LossyPass,
     Need,
@@ -167,6 +168,17 @@ class Factorize(LossyPass):
         for site, setting in plan.items():
             changes.append(self._write(by_name[site.name], _option(setting), known, names)[0])
         return changes
+
+    def figures(self, plan: Plan) -> Sequence[Figure]:
+        """The singular values of the chosen layers, those that were kept marked."""
+        if self._known is None or not plan:
+            return ()
+        series, marks = {}, {}
+        for site, option in ((site, _option(setting)) for site, setting in plan.items()):
+            series[site.name] = self._known.factored[site.name].spectra[option.kind].tolist()
+            marks[site.name] = float(option.ranks[0])
+        title = "Singular values of the factorized layers, the largest as 1; those that were kept are filled"
+        return (Figure(title, "curves", series, marks=marks),)
 
     # ------------------------------------------------------------------------------------------------------------- sites
 

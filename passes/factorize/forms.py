@@ -26,7 +26,7 @@ import numpy as np
 
 from graphopt.contracts import Array
 
-from .decompose import RIDGE, decompose
+from .decompose import RIDGE, Factors, decompose
 from .layers import Layer, spatial
 
 Kind = Literal["matrix", "channel", "spatial", "tucker"]
@@ -171,12 +171,14 @@ class Factored:
 
     ``loss`` by option: the part of the outputs' energy that is lost. ``nested``: A [group, k, R] and B [group, R, n], whose
     first r columns and rows are the factors of rank r. ``fitted`` by option: factors that each rank has its own of.
+    ``spectra``: singular values of what is decomposed first, the largest as 1, up to the largest rank that is offered.
     """
 
     sizes: Sizes
     loss: dict[Option, float] = field(default_factory=dict)
     nested: tuple[Array, Array] | None = None
     fitted: dict[Option, tuple[Array, ...]] = field(default_factory=dict)
+    spectra: dict[Kind, Array] = field(default_factory=dict)
 
     def parts(self, option: Option) -> tuple[Array, ...]:
         """The factors' weights as matrices.
@@ -213,6 +215,7 @@ def _nested(made: Factored, matrix: Array, grams: Array | None, offered: Sequenc
     most = max(option.ranks[0] for option in offered)
     found = [decompose(part, None if grams is None else grams[group], most) for group, part in enumerate(matrix)]
     made.nested = np.stack([one.a for one in found]), np.stack([one.b for one in found])
+    made.spectra[offered[0].kind] = _spectrum(found)
     for option in offered:
         made.loss[option] = float(np.mean([one.loss(option.ranks[0]) for one in found]))
 
@@ -222,7 +225,9 @@ def _by_least_squares(made: Factored, m: Array, gram: Array, kind: Kind, offered
     product_ = gram @ m
     energy = float(np.vdot(m, product_))
     most = max(option.ranks[0] for option in offered)
-    first = _first_factor(m, gram, sizes, kind, most)
+    reduced = _first_factor(m, gram, sizes, kind, most)
+    made.spectra[kind] = _spectrum([reduced])
+    first = reduced.a
     p = as_map(first, sizes, kind)  # [k, most, taps]
     taps = p.shape[2]
     p = p.reshape(len(m), -1)
@@ -244,14 +249,20 @@ def _by_least_squares(made: Factored, m: Array, gram: Array, kind: Kind, offered
         made.fitted[option] = tuple(part.astype(np.float32) for part in parts)
 
 
-def _first_factor(m: Array, gram: Array, sizes: Sizes, kind: Kind, rank: int) -> Array:
-    """What the inputs are reduced to: [i kh, rank] or [i, rank]."""
+def _spectrum(found: Sequence[Factors]) -> Array:
+    """Singular values, of groups in the mean; the largest as 1."""
+    values = np.mean([np.sqrt(np.maximum(-np.diff(one.energy), 0)) for one in found], axis=0)
+    return np.asarray(values / max(float(values.max(initial=0.0)), _NEGLIGIBLE))
+
+
+def _first_factor(m: Array, gram: Array, sizes: Sizes, kind: Kind, rank: int) -> Factors:
+    """What the inputs are reduced to: ``a`` is [i kh, rank] or [i, rank]."""
     i, (kh, kw), o = sizes.inputs, _kernel2(sizes), sizes.outputs
     taps = m.reshape(i, kh, kw, o)
     moments = gram.reshape(i, kh, kw, i, kh, kw)
     if kind == "spatial":
-        return decompose(taps.reshape(i * kh, kw * o), np.einsum("ahwbgw->ahbg", moments).reshape(i * kh, i * kh), rank).a
-    return decompose(taps.reshape(i, kh * kw * o), np.einsum("ahwbhw->ab", moments), rank).a
+        return decompose(taps.reshape(i * kh, kw * o), np.einsum("ahwbgw->ahbg", moments).reshape(i * kh, i * kh), rank)
+    return decompose(taps.reshape(i, kh * kw * o), np.einsum("ahwbhw->ab", moments), rank)
 
 
 def as_map(first: Array, sizes: Sizes, kind: Kind) -> Array:
