@@ -7,7 +7,8 @@ onnxruntime's CPU provider gives, whatever the target is (``answers``); its time
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,14 @@ class Unusable(Exception):  # noqa: N818 - it says what happened, and is caught 
     """A candidate cannot be loaded, or cannot run data that the original runs; the message says why."""
 
 
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise Unusable(f"the target cannot run the result: {error.what}") from error
+
+
 class _Candidate(Session):
     """A session of a candidate; what it cannot run is told apart from what the original cannot run."""
 
@@ -50,10 +59,12 @@ class _Candidate(Session):
         self.load_seconds, self.inputs, self.outputs = session.load_seconds, session.inputs, session.outputs
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        try:
+        with _unusable():
             return self._session.run(feed)
-        except ModelError as error:
-            raise Unusable(f"the target cannot run the result: {error.what}") from error
+
+    def time(self, feed: Mapping[str, Array], repeats: int) -> tuple[float, float]:
+        with _unusable():
+            return self._session.time(feed, repeats)
 
     def close(self) -> None:
         self._session.close()

@@ -2,7 +2,7 @@
 
 What disturbs a measurement, and what is done about it:
 
-1. *Other processes.* With one thread on the CPU the clock is the CPU time of the calling thread, which they hardly touch; other
+1. *Other processes.* With one thread on the CPU the clock is the CPU time of that thread, which they hardly touch; other
    sessions are timed by wall clock. A model's time is the median of its samples by CPU time, and their lowest decile by wall
    clock, where an interruption only ever adds.
 2. *Slow drifts* (frequency, temperature, neighbours). Both models are timed in turns, in random order, in one process; the run
@@ -169,7 +169,7 @@ def measure(open_session: Callable[[], Session], feed: Feed, *, limit_seconds: f
     with progress.stage("timing", _LATENCY_RUNS) as advance, _collector_off(), open_session() as session:
         _warm_up(session, feed)
         while len(times) < _LEAST_ROUNDS or (len(times) < _LATENCY_RUNS and time.perf_counter() - start < limit_seconds):
-            times.append(_sample(session, feed, 1))
+            times.append(session.time(feed, 1))
             advance(1)
         clock, load_seconds = _clock(session), session.load_seconds
         threads, provider = session.threads, session.provider
@@ -239,7 +239,7 @@ def _plan(sessions: list[Session], feed: Feed, open_seconds: float, limit: float
     """Sample for as long as opening takes, and so that three blocks fit into the limit."""
     clocks = {_clock(session) for session in sessions}
     clock: Clock = "cpu" if clocks == {"cpu"} else "wall"
-    once = [min(_sample(session, feed, 1)[_CLOCKS.index(clock)] for _ in range(_LEAST_ROUNDS)) for session in sessions]
+    once = [min(session.time(feed, 1)[_CLOCKS.index(clock)] for _ in range(_LEAST_ROUNDS)) for session in sessions]
     repeats = max(1, math.ceil(_SAMPLE_SECONDS / max(min(once), 1e-7)))
     refill = max(once) < _REFILL_SECONDS
     round_seconds = (repeats + refill) * sum(once)
@@ -265,17 +265,8 @@ def _rounds(sessions: list[Session], feed: Feed, plan: _Plan, rng: np.random.Gen
         for side in rng.permutation(2):
             if plan.refill:
                 sessions[side].run(feed)
-            row[side] = _sample(sessions[side], feed, plan.repeats)
+            row[side] = sessions[side].time(feed, plan.repeats)
     return samples
-
-
-def _sample(session: Session, feed: Feed, repeats: int) -> tuple[float, float]:
-    """CPU seconds of this thread and wall seconds, per run."""
-    wall = time.perf_counter()
-    cpu = time.thread_time()
-    for _ in range(repeats):
-        session.run(feed)
-    return (time.thread_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats
 
 
 def _warm_up(session: Session, feed: Feed) -> None:
