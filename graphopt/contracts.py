@@ -341,6 +341,28 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One call of a model: what it is given, and what it answers on onnxruntime's CPU provider."""
+
+    feed: Feed
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What a runtime put into a package besides the model, or in place of it."""
+
+    outputs: Mapping[str, Array]
+    """What the files in the folder, loaded as the device loads them, answer to the example."""
+    readme: str
+    """How to use them there, in Markdown; its headings are of the second level."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the manifest says of the choices that were made; JSON can hold it."""
+    notes: Sequence[str] = ()
+    """What the user should know, one sentence each."""
+
+
+@dataclass(frozen=True)
 class SessionOptions:
     """How a session runs. One thread is what timing by CPU time needs (``timing.py``)."""
 
@@ -431,6 +453,18 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def partition(self, model: Path, target: Target) -> Partition:
         """Which nodes the target's provider takes."""
+
+    def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged | None:
+        """Make of the folder what the device needs: it holds the model (``model``) and nothing else so far.
+
+        The model may be replaced by another form of it. None: the model is all that is needed.
+
+        Raises:
+            ModelError: The model cannot be brought into the form, or what came out cannot be run.
+            MissingError: What makes the package is not here.
+        """
+        del model, target, folder, example, progress
+        return None
 
 
 @dataclass(frozen=True)

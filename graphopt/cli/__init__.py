@@ -17,7 +17,19 @@ import click
 from graphopt import __version__
 from graphopt.errors import GraphoptError
 
-COMMANDS = ("optimize", "inspect", "compare", "bench", "sensitivity", "passes", "targets", "recipes", "doctor", "demo")
+COMMANDS = (
+    "optimize",
+    "inspect",
+    "compare",
+    "bench",
+    "package",
+    "sensitivity",
+    "passes",
+    "targets",
+    "recipes",
+    "doctor",
+    "demo",
+)
 
 EXIT_CODES = """\b
 Exit codes:

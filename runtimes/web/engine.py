@@ -1,9 +1,9 @@
 """onnxruntime-web in a real browser: one browser a process, one page for each kind of engine and number of threads.
 
-A page holds the sessions of one engine (WebAssembly, or WebGPU) with one number of threads, which onnxruntime-web fixes when it
-starts. Its code stays compiled from session to session, so that what is timed is code that the browser's optimizing compiler has
-been through. With one thread everything runs in the page's main thread, whose CPU time Linux tells (``schedstat``): as for
-sessions in this process, other processes hardly touch it.
+A page holds the sessions of one engine (WebAssembly, or WebGPU) with one number of threads, which onnxruntime-web fixes when
+it starts. Its code stays compiled from session to session: what is timed has been through the browser's optimizing compiler.
+With one thread everything runs in the page's main thread, whose CPU time Linux tells (``schedstat``): as for sessions in this
+process, other processes hardly touch it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _SAMPLE_MILLISECONDS = 20
 _BROKEN = re.compile(r"Aborted|memory access out of bounds|unreachable|table index|out of memory|Maximum call stack")
 """What WebAssembly says when its memory cannot be trusted any more."""
 _NOISE = re.compile(
-    r"(Uncaught |\(in promise\) |Error: |Can't create a session\. |failed to call OrtRun\(\)\. |ERROR_CODE: \d+, |ERROR_MESSAGE: )"
+    r"Uncaught |\(in promise\) |Error: |"
+    r"Can't create a session\. |failed to call OrtRun\(\)\. |ERROR_CODE: \d+, |ERROR_MESSAGE: "
 )
 _LOGGED = re.compile(r"\[E:onnxruntime:[^\]]*\] (.*)", re.DOTALL)
 

@@ -16,12 +16,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from graphopt.contracts import Availability, Feed, NodeTime, Partition, Runtime, Session, SessionOptions
+from graphopt.contracts import (
+    Availability,
+    Example,
+    Feed,
+    NodeTime,
+    Packaged,
+    Partition,
+    Progress,
+    Runtime,
+    Session,
+    SessionOptions,
+)
 from graphopt.errors import GraphoptError, MissingError
 from graphopt.runtimes.onnxruntime_profile import node_times
 from graphopt.targets import Target
 
-from . import engine
+from . import engine, package
 from .browser import PageError
 from .engine import Engine, WebSession
 
@@ -83,6 +94,17 @@ class WebRuntime(Runtime):
         found = _engine(target, target.threads)
         with WebSession(found, model, optimize=True, verbose=True):
             return _partition(found.page.console, target.provider)
+
+    def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged:
+        """Add a page that runs the model in any browser, and onnxruntime-web; open it here, and read what it computes.
+
+        Raises:
+            ModelError: The page fails.
+            MissingError: The browser or onnxruntime-web is not there.
+        """
+        del progress
+        self._require(target)
+        return package.fill(model, target, folder, example)
 
     def _require(self, target: Target) -> None:
         available = self.availability(target)

@@ -1,7 +1,7 @@
 """What the page fetches: files, and tensors on their way; served to this machine only, under a path that cannot be guessed.
 
-Every answer carries the two headers that make a page *cross-origin isolated*, without which a browser gives it no shared memory,
-and so no threads, and coarser clocks.
+Every answer carries the headers that make a page *cross-origin isolated*: without them a browser gives it no shared memory, and
+so no threads, and coarser clocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "cross-origin",  # packaged pages, delivered by another server, post here
 }
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
 
