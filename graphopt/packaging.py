@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -135,7 +134,7 @@ def package(
             made = runtime.package(path, where, folder, example, progress)
             if made is None:
                 with runtime.open(path, where, SessionOptions(threads=where.threads)) as session:
-                    made = Packaged(session.run(feed), _plain_readme(where, path.name))
+                    made = Packaged(session.run(feed), f"`{path.name}` is all that {runtime.summary} needs.")
         found = _compare(example, made, samples, specs, is_quantized=_is_quantized(loaded))
         delivered = next(each for each in (path.with_suffix(".ort"), path) if each.exists())
         (folder / README).write_text(_readme(source, where, loaded, found, made), encoding="utf-8")
@@ -278,33 +277,6 @@ def _readme(source: Path, target: Target, loaded: ir.Model, found: evaluate.Eval
             "",
         ]
     )
-
-
-def _plain_readme(target: Target, name: str) -> str:
-    """How onnxruntime is asked for the target's provider."""
-    options = json.dumps(dict(target.provider_options))
-    cpp = "".join(f'{{"{key}", "{value}"}}, ' for key, value in target.provider_options.items()).rstrip(", ")
-    append = f'options.AppendExecutionProvider("{target.provider.removesuffix("ExecutionProvider")}", {{{cpp}}});'
-    cpu = target.provider == "CPUExecutionProvider"
-    return f"""## Python
-
-```python
-import onnxruntime as ort
-
-session = ort.InferenceSession("{name}", providers=[("{target.provider}", {options})])
-assert session.get_providers()[0] == "{target.provider}"  # onnxruntime falls back to the CPU without a word
-outputs = session.run(None, {{"...": ...}})
-```
-
-## C++
-
-```cpp
-Ort::Env env;
-Ort::SessionOptions options;
-{"// the CPU provider is always there" if cpu else append}
-Ort::Session session(env, "{name}", options);
-```
-"""
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -68,6 +68,7 @@ class Target(BaseModel):
     summary: str
     runtime: str = Field(description="name of a registered runtime")
     provider: str = Field(description="the runtime's execution provider that must run the model")
+    form: Literal["onnx", "ort"] = Field(default="onnx", description="what models are packaged as; ort: onnxruntime's own form")
     provider_options: dict[str, str] = Field(default_factory=dict)
     plugin: str | None = Field(default=None, description="Python package whose get_library_path() is the provider's library")
     device: str | None = Field(default=None, description="which of the plugin's devices: CPU, GPU or NPU")

@@ -27,9 +27,12 @@ import onnx
 from graphopt.contracts import (
     Array,
     Availability,
+    Example,
     Feed,
     NodeTime,
+    Packaged,
     Partition,
+    Progress,
     Runtime,
     Session,
     SessionOptions,
@@ -38,9 +41,11 @@ from graphopt.contracts import (
 from graphopt.errors import GraphoptError, MissingError
 from graphopt.targets import Target
 
+from . import mobile
 from .onnxruntime_messages import load_error, run_error
 from .onnxruntime_profile import node_times
 from .onnxruntime_providers import CPU, Choice, choose, onnxruntime, quiet
+from .onnxruntime_readme import plain_readme
 
 _NATIVE = "biufcOUS"  # kinds of numpy dtypes that onnxruntime's Python interface knows; ml_dtypes' are of kind "V"
 _PROFILE_WARM_UP = 2  # runs
@@ -109,6 +114,19 @@ class OnnxRuntime(Runtime):
         """
         self._require(target)
         return _partition(_load(model, target, SessionOptions(threads=target.threads)), target.provider)
+
+    def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged:
+        """The model in the form that the target wants: as it is, or as ``.ort`` with what a reduced build needs.
+
+        Raises:
+            ModelError: The model cannot be converted, or what came out cannot be run.
+            MissingError: As ``open``, or onnxruntime's tools are not there.
+        """
+        self._require(target)
+        if target.form == "ort":
+            return mobile.fill(self, model, target, folder, example, progress)
+        with self.open(model, target, SessionOptions(threads=target.threads)) as session:
+            return Packaged(session.run(example.feed), plain_readme(target, model.name))
 
     def _require(self, target: Target) -> None:
         available = self.availability(target)
