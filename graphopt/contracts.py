@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from graphopt.dataset import Dataset
     from graphopt.observe import Cache, Observer, Result
+    from graphopt.partitions import Cut
     from graphopt.targets import Target
 
 Array: TypeAlias = "np.ndarray"
@@ -186,6 +187,8 @@ class Context:
     progress: Progress
     profile: Callable[[ir.Model], Sequence[NodeTime]] | None = None
     """Times a model's nodes on the target, on the first sample of the data; None when nothing is timed."""
+    partition: Callable[[ir.Model], Cut | None] | None = None
+    """How the target's provider cuts a model into partitions; None: nothing is known of what it takes, or of this model."""
     goal: Literal["latency", "size"] = "latency"
     exclude: Sequence[str] = ()
     """Glob patterns of node or site names that must be left alone."""

@@ -7,7 +7,7 @@ A provider takes some nodes and leaves the others to the CPU. Nodes that it take
 
 Two taken nodes of one stage never depend on each other through one that is left behind, so one subgraph can hold them all; of
 two stages, one waits for the other by way of the CPU. That is how onnxruntime's compiling providers group nodes. Bodies of
-If, Loop and Scan are cut by themselves, or go with their node where the provider takes that.
+If, Loop and Scan are cut by themselves, or go with their node where the provider takes it and all that is in them.
 
 What is taken is said by the provider itself where it runs here (``from_provider``), else estimated from a table of its
 operators (``estimate``): ``operators/*.yaml``, from each provider's documentation. Where the installed onnxruntime brings its
@@ -218,7 +218,7 @@ def from_provider(model: ir.Model, target: Target, assigned: Partition) -> Cut:
         return (guess and guess.left.get(node)) or f"the provider left it to {provider}"
 
     left: dict[ir.Node, str] = {}
-    partitions = _cut(model.graph, why_not, left, bodies=True)
+    partitions = _cut(model.graph, why_not, left, bodies=True) if assigned.parts is None else assigned.parts
     nodes = sum(assigned.nodes.values())
     return Cut(
         target=target.name,
@@ -242,12 +242,15 @@ def _cut(graph: ir.Graph, why_not: Callable[[ir.Node], str | None], left: dict[i
         if why is not None:
             left[node] = why
         stages[node] = max((stages[p] + (p not in left and why is not None) for p in _reads(node) if p in stages), default=0)
-        for body in walk.subgraphs(node) if why is not None else ():
-            if bodies:
-                partitions += _cut(body, why_not, left, bodies=True)
+        for body in walk.subgraphs(node):
+            behind: dict[ir.Node, str] = {}
+            if why is None or bodies:
+                parts = _cut(body, why_not, behind, bodies=bodies)
+                partitions += parts if why is not None or behind else 0
             else:
                 inner = (each for each in walk.nodes(body) if not _is_constant(each))
-                left.update((each, f"it is in a body of the {node.op_type} {site(node)!r}") for each in inner)
+                behind = {each: f"it is in a body of the {node.op_type} {site(node)!r}" for each in inner}
+            left.update(behind)
     return partitions + len({stage for node, stage in stages.items() if node not in left})
 
 

@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, answers, inspection, metrics, model, observe, placement, sizes, targets, verdict
+from . import __version__, answers, inspection, metrics, model, observe, partitions, placement, sizes, targets, verdict
 from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, SessionOptions, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
-from .errors import BudgetError, DataError, GraphoptError, ModelError
+from .errors import BudgetError, DataError, GraphoptError, MissingError, ModelError
 from .evidence import Evidence, answers_row, placement_row
 from .job import Job, prepare
 from .journal import Done, Journal
@@ -102,7 +102,8 @@ def optimize(
         UsageError: A wrong name, option or path.
         ModelError: The model cannot be read or run.
         DataError: The data does not fit the model.
-        MissingError: The target's runtime is not there, or ``strict_provider`` was not kept.
+        MissingError: The target's runtime is not there (with ``timing=False`` this processor stands in for it), or
+            ``strict_provider`` was not kept.
     """
     job = prepare(
         model,
@@ -144,12 +145,12 @@ class Run:
         self.data: Dataset | None = None
         self.evidence: Evidence | None = None
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
-        self.runtime = targets.runtime(job.target)
-        here = targets.availability(job.target)
-        if not here.timed:
-            self.notes.append(f"Not timed: {here.why}.")
+        self.here = self._here()
+        self.runtime = targets.runtime(self.here)
+        if not (found := targets.availability(self.here)).timed:
+            self.notes.append(f"Not timed: {found.why}.")
             self.job = job = replace(job, timing=False)
-        self.observed = observe.Cache(observe.cache_folder(), engine=job.target.model_dump_json())
+        self.observed = observe.Cache(observe.cache_folder(), engine=self.here.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
@@ -160,15 +161,35 @@ class Run:
         self.notes += original.meta.get("graphopt.notes", [])
         self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
         runs = job.verify or job.timing or self.lossy
-        self.placed = placement.of(job.model, job.target) if runs or job.strict_provider else None
+        self.placed = placement.of(job.model, self.here) if runs or job.strict_provider else None
         with ExitStack() as opened:
             session = opened.enter_context(self._open(job.model)) if runs else None
             self.data, self.evidence = self._open_data(as_fed, session)
 
     # ------------------------------------------------------------------------------------------------------- preparation
 
+    def _here(self) -> Target:
+        """What runs models in this run: the target; where that cannot run here and nothing is to be timed, the CPU instead.
+
+        Raises:
+            MissingError: The target cannot run here, and was to be timed.
+        """
+        target = self.job.target
+        found = targets.availability(target)
+        if found.ok:
+            return target
+        why = f"the target {target.name!r} cannot run here: {found.why}"
+        if self.job.timing or self.job.strict_provider:
+            instead = "To prepare a file for it here: --timing off compares outputs on this processor, and times nothing."
+            raise MissingError(why, hint=f"{found.hint} {instead}".strip())
+        self.notes.append(
+            f"{why[0].upper()}{why[1:]}. Outputs were compared on this processor, by onnxruntime: what the device itself "
+            "computes, and how fast, is not known."
+        )
+        return targets.load(targets.DEFAULT)
+
     def _open(self, path: Path) -> Session:
-        return self.runtime.open(path, self.job.target, SessionOptions(threads=self.job.target.threads))
+        return self.runtime.open(path, self.here, SessionOptions(threads=self.here.threads))
 
     def _open_model(self, candidate: ir.Model) -> Session:
         """The session factory that passes are given."""
@@ -182,6 +203,18 @@ class Run:
         with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
             return self.evidence.profile(model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
 
+    def _partition(self, candidate: ir.Model) -> partitions.Cut | None:
+        """How the target's provider would cut a model that a pass asks about."""
+        target = self.job.target
+        if self.here is not target:
+            return partitions.estimate(candidate, target)
+        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
+            path = model.save(candidate, Path(folder) / "model.onnx", durable=False).path
+            try:
+                return partitions.from_provider(candidate, target, self.runtime.partition(path, target))
+            except ModelError:
+                return None
+
     def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
         """What a pass of this run may use."""
         return Context(
@@ -191,6 +224,7 @@ class Run:
             rng=np.random.default_rng(self.job.seed),
             progress=self.progress,
             profile=self._profile if self.job.timing and self.evidence is not None else None,
+            partition=self._partition,
             goal=self.job.budget.goal,
             exclude=self.job.exclude,
             growth_bytes=growth_bytes,
@@ -234,7 +268,7 @@ class Run:
             raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")
         reference, own, notes = answers.establish(
             job.model,
-            job.target,
+            self.here,
             session,
             checks,
             quantized=answers.is_quantized(self.stages[0].model),
@@ -246,7 +280,7 @@ class Run:
         evidence = Evidence(
             original=job.model,
             runtime=self.runtime,
-            target=job.target,
+            target=self.here,
             reference=reference,
             data=checks,
             metric=metric,
@@ -376,15 +410,15 @@ class Run:
             self.stages.pop()
         passed = len(self.stages) > 1 and judged.problem is None
         if job.strict_provider and not passed:
-            placement.require_all(self.placed, job.target, job.model.name)
-        if passed and (left := placement.left_behind(judged.partition, job.target)) is not None:
+            placement.require_all(self.placed, self.here, job.model.name)
+        if passed and (left := placement.left_behind(judged.partition, self.here)) is not None:
             self.notes.append(f"{left}.")
         if passed:
             with self.progress.stage(f"writing {job.output.name}"):
                 model.move(self.stages[-1].path, job.output)
         if not job.verify:
             self.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
-        if not job.timing and targets.availability(job.target).timed:
+        if not job.timing and targets.availability(self.here).timed:
             self.notes.append("Not timed: whether the output is faster is not known (--timing off).")
         return Report(
             schema=1,
@@ -408,7 +442,7 @@ class Run:
             validation=judged.validation,
             timing=judged.timing,
             target_answers=answers_row(self.evidence.own if self.evidence else None),
-            placement=placement_row(job.target, self.placed, judged.partition),
+            placement=placement_row(self.here, self.placed, judged.partition),
             notes=self.notes,
         )
 
@@ -418,9 +452,9 @@ class Run:
         validation = evidence.validate(stage.path) if evidence and job.verify else None
         timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
         problem = verdict.problem(self.input, facts, validation, timing, job.budget.goal)
-        partition = placement.of(stage.path, job.target) if evidence or job.strict_provider else None
+        partition = placement.of(stage.path, self.here) if evidence or job.strict_provider else None
         if problem is None and job.strict_provider:
-            problem = placement.left_behind(partition, job.target)
+            problem = placement.left_behind(partition, self.here)
         return Judgement(facts, validation, timing, problem, partition)
 
 
