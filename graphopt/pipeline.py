@@ -147,8 +147,9 @@ class Run:
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
         self.here = self._here()
         self.runtime = targets.runtime(self.here)
-        if not (found := targets.availability(self.here)).timed:
-            self.notes.append(f"Not timed: {found.why}.")
+        here = targets.availability(self.here)
+        if not here.timed:
+            self.notes.append(f"Not timed: {here.why}.")
             self.job = job = replace(job, timing=False)
         self.observed = observe.Cache(observe.cache_folder(), engine=self.here.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
@@ -172,7 +173,7 @@ class Run:
         """What runs models in this run: the target; where that cannot run here and nothing is to be timed, the CPU instead.
 
         Raises:
-            MissingError: The target cannot run here, and was to be timed.
+            MissingError: The target cannot run here, and was to be timed, or to take all nodes.
         """
         target = self.job.target
         found = targets.availability(target)
@@ -212,7 +213,7 @@ class Run:
             path = model.save(candidate, Path(folder) / "model.onnx", durable=False).path
             try:
                 return partitions.from_provider(candidate, target, self.runtime.partition(path, target))
-            except ModelError:
+            except (MissingError, ModelError):
                 return None
 
     def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
