@@ -21,7 +21,7 @@ import onnx_ir as ir
 from . import evaluate, model, targets
 from .contracts import Progress, Session, SessionOptions, TensorSpec
 from .dataset import Dataset
-from .errors import GraphoptError
+from .errors import GraphoptError, ModelError
 from .evaluate import Divergence, Reference
 from .targets import Target
 
@@ -51,49 +51,77 @@ def reference_for(target: Target) -> Target | None:
     return reference if targets.availability(reference).ok else None
 
 
-def establish(
-    path: Path,
-    target: Target,
-    session: Session,
-    data: Dataset,
-    *,
-    quantized: bool,
-    verify: bool,
-    folder: Path,
-    progress: Progress,
-) -> tuple[Reference, Answers | None, list[str]]:
-    """What results are compared with, what the target itself makes of the original, and what the user should know of both.
+class Original:
+    """The original of a run: its time is taken on the target, and its answers count as ``judge`` gives them.
 
     Args:
-        path: The original.
-        target: What results are run on.
-        session: The original on the target.
-        data: What results are compared on.
-        quantized: Whether the original computes in integers (``is_quantized``).
-        verify: False: results are compared with the original on the target, if they are.
-        folder: Where outputs go that do not fit in memory.
-        progress: Told each sample.
-
-    Raises:
-        ModelError, DataError: The target cannot run the original.
+        path: The file; ``path`` may be set to another one that the target takes (dimensions fixed).
+        target: What the model is deployed to.
+        verify: False: nothing is compared, so that ``judge`` is the target itself.
     """
-    judge, notes = reference_for(target) if verify else None, []
-    if judge is not None and (why := _refused(path, judge)) is not None:
-        notes.append(f"Compared with the original on {target.name} itself, since on {judge.name} {why}.")
-        judge = None
-    reference = Reference(partial(_open, path, judge or target), data, folder=folder)
-    if judge is None:
-        return reference, None, notes
-    with progress.stage(f"comparing {target.name} with {judge.name}"):
-        own = check(session, reference, target, data, quantized=quantized, progress=progress)
-    if own.problems:
-        notes.append(wrong(path, target, own))
-    return reference, own, notes
+
+    def __init__(self, path: Path, target: Target, *, verify: bool) -> None:
+        self.path = path
+        self.name = path.name
+        self.target = target
+        self.notes: list[str] = []
+        self.refused = False
+        """Whether the target cannot run it, as a neural processor that takes integers only; its results can be judged still."""
+        reference = reference_for(target) if verify else None
+        if reference is not None and (why := _refusal(path, reference)) is not None:
+            self.notes.append(f"Compared with the original on {target.name} itself, since on {reference.name} {why}.")
+            reference = None
+        self.judge = reference or target
+
+    def open(self) -> Session:
+        """Open it on the target, or on ``judge`` when the target cannot run it (``refused``).
+
+        Raises:
+            ModelError: Neither can.
+        """
+        try:
+            return open_on(self.target, self.path)
+        except ModelError as error:
+            if self.judge == self.target:
+                raise
+            self.refused = True
+            what = f"The target {self.target.name} cannot run the original, so that there is no time to compare with"
+            self.notes.append(f"{what}: {error.what}")
+            return open_on(self.judge, self.path)
+
+    @property
+    def between(self) -> Target:
+        """Where results are compared that may not be what the target can run yet."""
+        return self.judge if self.refused or self.target.fixed_shapes else self.target
+
+    def reference(self, data: Dataset, folder: Path) -> Reference:
+        """What results are compared with on this data; what does not fit in memory is kept in the folder."""
+        return Reference(partial(open_on, self.judge, self.path), data, folder=folder)
+
+    def own(
+        self, session: Session, reference: Reference, data: Dataset, loaded: ir.Model, progress: Progress
+    ) -> Answers | None:
+        """What the target (``session``) makes of it; None where there is nothing to compare with.
+
+        Raises:
+            ModelError, DataError: It cannot be run.
+        """
+        if self.refused or self.judge == self.target:
+            return None
+        with progress.stage(f"comparing {self.target.name} with {self.judge.name}"):
+            own = check(session, reference, self.target, data, quantized=is_quantized(loaded), progress=progress)
+        self.notes += [wrong(self.name, self.target, own)] if own.problems else []
+        return own
 
 
-def wrong(path: Path, target: Target, own: Answers) -> str:
+def open_on(target: Target, path: Path) -> Session:
+    """Open a file on a target, as it is timed."""
+    return targets.runtime(target).open(path, target, SessionOptions(threads=target.threads))
+
+
+def wrong(name: str, target: Target, own: Answers) -> str:
     """The sentence that flags a target."""
-    return f"The target {target.name} computes {path.name} wrongly, by {own.reference}: {'; '.join(own.problems)}."
+    return f"The target {target.name} computes {name} wrongly, by {own.reference}: {'; '.join(own.problems)}."
 
 
 def check(
@@ -139,10 +167,10 @@ def check_file(path: Path, target: Target, data: Dataset) -> Answers | None:
     Raises:
         ModelError, DataError, MissingError: The target cannot run it.
     """
-    judge = reference_for(target)
-    if judge is None:
+    reference = reference_for(target)
+    if reference is None:
         return None
-    with _open(path, target) as session, _open(path, judge) as right:
+    with open_on(target, path) as session, open_on(reference, path) as right:
         return check(session, Reference(right, data), target, data, quantized=is_quantized(model.load(path)))
 
 
@@ -151,14 +179,10 @@ def is_quantized(loaded: ir.Model) -> bool:
     return any(node.op_type in _INTEGER or node.op_type.startswith("QLinear") for node in model.nodes(loaded))
 
 
-def _open(path: Path, target: Target) -> Session:
-    return targets.runtime(target).open(path, target, SessionOptions(threads=target.threads))
-
-
-def _refused(path: Path, judge: Target) -> str | None:
+def _refusal(path: Path, reference: Target) -> str | None:
     """Why the reference cannot load a model; None when it can."""
     try:
-        _open(path, judge).close()
+        open_on(reference, path).close()
     except GraphoptError as error:
         return error.what
     return None

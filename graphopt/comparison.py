@@ -100,7 +100,7 @@ def compare_files(
     if own is not None:
         notes.append(f"{first.name} ran on {judge.name}, {second.name} on {where.name}.")
     if own is not None and own.problems:
-        notes.append(answers.wrong(first, where, own))
+        notes.append(answers.wrong(first.name, where, own))
     notes += samples.notes
     if samples.generated:
         notes.append("Inputs were generated: they show agreement, not accuracy.")

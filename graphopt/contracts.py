@@ -180,7 +180,8 @@ class Context:
 
     target: Target
     open_session: Callable[[ir.Model], Session]
-    """Opens any model on the target; the caller closes it (``with context.open_session(model) as session``)."""
+    """Opens any model where answers count: on onnxruntime's CPU provider if it is here, whatever the target is.
+    The caller closes it (``with context.open_session(model) as session``)."""
     data: Dataset | None
     """The user's unlabelled data, else generated inputs (``data.generated``); None when the run opens no session."""
     rng: np.random.Generator

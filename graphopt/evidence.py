@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import evaluate, timing
-from .answers import Answers
+from .answers import Answers, open_on
 from .contracts import Array, NodeTime, Partition, Progress, Runtime, Session, SessionOptions, Silent
 from .dataset import Dataset
 from .errors import ModelError
@@ -86,6 +86,10 @@ class Evidence:
     time_limit: float
     seed: int
     progress: Progress
+    judge: Target
+    """Where the original's outputs come from."""
+    between: Target
+    """Where results of lossless passes are compared: the target, but for one that cannot run what is not ready for it yet."""
     own: Answers | None = None
     """What the target makes of the original; None when the target is the reference, or nothing is compared."""
 
@@ -93,17 +97,21 @@ class Evidence:
         """Open a file on the target."""
         return self.runtime.open(path, self.target, SessionOptions(threads=self.target.threads))
 
-    def open_candidate(self, path: Path) -> Session:
-        """Open a result; when it cannot be loaded or run, that is ``Unusable``, not a ModelError."""
+    def open_candidate(self, path: Path, where: Target | None = None) -> Session:
+        """Open a result on the target; when it cannot be loaded or run, that is ``Unusable``, not a ModelError."""
         try:
-            return _Candidate(self.open(path))
+            return _Candidate(self.open(path) if where is None else open_on(where, path))
         except ModelError as error:
             raise Unusable(f"the target cannot load the result: {error.what}") from error
+
+    def open_between(self, path: Path) -> Session:
+        """Open a file that may not be what the target can run yet."""
+        return open_on(self.between, path)
 
     def refused(self, candidate: Path) -> str | None:
         """Why the target cannot load the file; None when it can."""
         try:
-            self.open_candidate(candidate).close()
+            self.open_candidate(candidate, self.between).close()
         except Unusable as error:
             return str(error)
         return None
@@ -118,11 +126,11 @@ class Evidence:
         """
         data = self.data.first(samples)
         try:
-            with self.open_candidate(candidate) as session:
+            with self.open_candidate(candidate, self.between) as session:
                 if before is None:
                     found = evaluate.compare(self.reference, session, data, progress=self.progress)
                 else:
-                    with self.open(before) as previous:
+                    with self.open_between(before) as previous:
                         found = evaluate.compare(previous, session, data, progress=self.progress)
                 problems = evaluate.problems(found, session.outputs, self._tolerances())
         except Unusable as error:
@@ -151,7 +159,7 @@ class Evidence:
         return Validation(
             samples=found.samples,
             data=self.data.name,
-            reference=self.own.reference if self.own is not None else self.target.name,
+            reference=self.judge.name,
             generated=self.data.generated,
             outputs={name: divergence_row(divergence) for name, divergence in found.outputs.items()},
             metric=metric_row(found.metric),

@@ -267,9 +267,9 @@ class Work:
     def _ranking(self, chosen: frozenset[Site], samples: int = sensitivity.SAMPLES) -> list[Sensitivity]:
         def open_with(site: Site, setting: Setting) -> Session:
             self._draft({site: setting})
-            return self.evidence.open(self.path)
+            return self.evidence.open_between(self.path)
 
-        with self.evidence.open(self.before.path) as session:
+        with self.evidence.open_between(self.before.path) as session:
             settings = [*allocate.harshest(chosen).items()]
             return sensitivity.alone(settings, open_with, session, self.evidence.data, self.context.progress, samples)
 

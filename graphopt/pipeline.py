@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import __version__, answers, inspection, metrics, model, observe, partitions, placement, sizes, targets, verdict
-from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, SessionOptions, Silent
+from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .environment import environment, peak_rss_bytes
@@ -151,7 +151,8 @@ class Run:
         if not here.timed:
             self.notes.append(f"Not timed: {here.why}.")
             self.job = job = replace(job, timing=False)
-        self.observed = observe.Cache(observe.cache_folder(), engine=self.here.model_dump_json())
+        self.original = answers.Original(job.model, self.here, verify=job.verify)
+        self.observed = observe.Cache(observe.cache_folder(), engine=self.original.judge.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
@@ -161,11 +162,16 @@ class Run:
             self.input = inspection.facts(original, job.model, dims={**job.dims, **fixed})
         self.notes += original.meta.get("graphopt.notes", [])
         self.stages = [Stage(original, job.model, self.input.nodes, self.input.bytes)]
+        if self.here.fixed_shapes and as_fed is not original:
+            self.original.path = model.save(as_fed, self.temporary / job.model.name, durable=False).path
         runs = job.verify or job.timing or self.lossy
-        self.placed = placement.of(job.model, self.here) if runs or job.strict_provider else None
+        self.placed = placement.of(self.original.path, self.here) if runs or job.strict_provider else None
         with ExitStack() as opened:
-            session = opened.enter_context(self._open(job.model)) if runs else None
+            session = opened.enter_context(self.original.open()) if runs else None
             self.data, self.evidence = self._open_data(as_fed, session)
+        self.notes += self.original.notes
+        if self.original.refused:
+            self.job = replace(self.job, timing=False)
 
     # ------------------------------------------------------------------------------------------------------- preparation
 
@@ -189,14 +195,11 @@ class Run:
         )
         return targets.load(targets.DEFAULT)
 
-    def _open(self, path: Path) -> Session:
-        return self.runtime.open(path, self.here, SessionOptions(threads=self.here.threads))
-
     def _open_model(self, candidate: ir.Model) -> Session:
         """The session factory that passes are given."""
         gc.collect()  # clones of the model that are done with hold their weights in cycles until then
         with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
-            return self._open(model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
+            return answers.open_on(self.original.judge, model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
 
     def _profile(self, candidate: ir.Model) -> Sequence[NodeTime]:
         """Time per node of a model that a pass asks about."""
@@ -267,19 +270,9 @@ class Run:
         elif job.metric or job.budget.max_drop is not None:
             option = "--metric" if job.metric else "--max-drop"
             raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")
-        reference, own, notes = answers.establish(
-            job.model,
-            self.here,
-            session,
-            checks,
-            quantized=answers.is_quantized(self.stages[0].model),
-            verify=job.verify,
-            folder=self.temporary,
-            progress=self.progress,
-        )
-        self.notes += notes
+        reference = self.original.reference(checks, self.temporary)
         evidence = Evidence(
-            original=job.model,
+            original=self.original.path,
             runtime=self.runtime,
             target=self.here,
             reference=reference,
@@ -290,7 +283,9 @@ class Run:
             time_limit=job.time_limit,
             seed=job.seed,
             progress=self.progress,
-            own=own,
+            judge=self.original.judge,
+            between=self.original.between,
+            own=self.original.own(session, reference, checks, self.stages[0].model, self.progress),
         )
         return given or checks, evidence
 
@@ -400,10 +395,11 @@ class Run:
             path = journal.stage(len(self.rows), "unchanged") / job.output.name
             saved = model.save(self.stages[0].model, path, job.external_data)
             self._push(self.stages[0].model, saved.path, None, False)
-        judged = Judgement(None, None, None, None)
+        judged, strayed = Judgement(None, None, None, None), None
         while len(self.stages) > 1:
             stage = self.stages[-1]
             judged = self._judge(stage)
+            strayed = strayed or judged.partition
             if judged.problem is None or stage.row is None:
                 break
             row = self.rows[stage.row]
@@ -411,7 +407,7 @@ class Run:
             self.stages.pop()
         passed = len(self.stages) > 1 and judged.problem is None
         if job.strict_provider and not passed:
-            placement.require_all(self.placed, self.here, job.model.name)
+            placement.require_all(strayed or self.placed, self.here, job.model.name)
         if passed and (left := placement.left_behind(judged.partition, self.here)) is not None:
             self.notes.append(f"{left}.")
         if passed:
@@ -419,7 +415,7 @@ class Run:
                 model.move(self.stages[-1].path, job.output)
         if not job.verify:
             self.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
-        if not job.timing and targets.availability(self.here).timed:
+        if not (job.timing or self.original.refused) and targets.availability(self.here).timed:
             self.notes.append("Not timed: whether the output is faster is not known (--timing off).")
         return Report(
             schema=1,

@@ -91,6 +91,7 @@ class Target(BaseModel):
     clock: Literal["cpu", "wall"] = Field(default="wall", description="cpu: CPU time of a one-thread session is the gate")
     max_opset: int | None = Field(default=None, description="highest opset of the default domain that the runtime takes")
     operators: str | None = Field(default=None, description="table of the operators that the provider takes, where it is not")
+    fixed_shapes: bool = Field(default=False, description="whether the provider takes only nodes whose shapes are all known")
     types: tuple[str, ...] = Field(default=(), description="element types that the provider computes with; none: not known")
     slow_kernels: tuple[str, ...] = Field(default=(), description="fused kernels that take longer than what they replace")
     vector_width: int | None = Field(

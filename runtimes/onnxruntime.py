@@ -191,7 +191,7 @@ def _probe(target: Target) -> Availability:
             result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
     except GraphoptError as error:
         return Availability(ok=False, version=version, why=error.what, hint=error.hint or "")
-    if result.tolist() != [0, 2]:
+    if not np.allclose(result, [0, 2], atol=1e-2):
         return Availability(ok=False, version=version, why=f"{target.provider} computes Relu([-1, 2]) = {result.tolist()}")
     why = "a simulator runs it here: answers hold, times do not" if choice.simulated else ""
     return Availability(ok=True, version=version, why=why, timed=not choice.simulated)
@@ -239,8 +239,23 @@ def _load(
     if used == target.provider and assigned and target.provider not in assigned:
         used = assigned[0]
     if used != target.provider:
-        raise MissingError(f"{target.provider} was asked for but {used} would run the model", where=f"target {target.name}")
+        what = f"{target.provider} was asked for but {used} would run the model"
+        raise MissingError(what, where=f"target {target.name}", hint=_shapes_hint(session, target))
     return session
+
+
+def _shapes_hint(session: Any, target: Target) -> str | None:
+    """What a user may do when a provider that wants fixed shapes took nothing of a model with dynamic ones."""
+    sizes = {
+        f"{value.name}:{axis}" if size is None else size: size
+        for value in session.get_inputs()
+        for axis, size in enumerate(value.shape)
+        if not isinstance(size, int)
+    }
+    if not (sizes and target.fixed_shapes):
+        return None
+    fix = " ".join(f"--set shapes.fix.{name}=1" for name in sizes)
+    return f"It takes fixed shapes only. Give each dynamic dimension of the inputs a size, such as {fix}."
 
 
 def _assignment(session: Any) -> list[tuple[str, str, str]]:

@@ -185,6 +185,8 @@ def _quality(validation: Validation) -> Headline:
     trend: Trend = "same" if validation.passed else "worse"
     if validation.passed and all(math.isinf(o.sqnr_db) and o.sqnr_db > 0 for o in outputs.values()):
         return Headline("Outputs", "identical", _samples(validation), trend)
+    if not outputs:
+        return Headline("Outputs", "none", "the target cannot run the result", trend)
     (_, worst), *_ = worst_first(validation)
     figure = "agree" if validation.passed else "differ"
     return Headline("Outputs", figure, f"worst SQNR {units.number(worst.sqnr_db).text} dB, {_samples(validation)}", trend)
