@@ -22,7 +22,7 @@ from pathlib import Path
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field
 
-from . import __version__, evaluate, model, targets
+from . import __version__, answers, evaluate, model, targets
 from .contracts import Array, Example, Packaged, Progress, Session, SessionOptions, Silent, TensorSpec
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
@@ -33,9 +33,6 @@ from .targets import Target
 
 MANIFEST = "manifest.json"
 README = "README.md"
-LEAST_SQNR_DB = 20.0
-"""What outputs of a model that computes in integers must have: engines round differently between their integer kernels."""
-_INTEGER = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "MatMulNBits"}
 
 
 class PackedFile(BaseModel):
@@ -135,7 +132,7 @@ def package(
             if made is None:
                 with runtime.open(path, where, SessionOptions(threads=where.threads)) as session:
                     made = Packaged(session.run(feed), f"`{path.name}` is all that {runtime.summary} needs.")
-        found = _compare(example, made, samples, specs, is_quantized=_is_quantized(loaded))
+        found = _agreement(example, made, samples, specs, where, loaded)
         delivered = next(each for each in (path.with_suffix(".ort"), path) if each.exists())
         (folder / README).write_text(_readme(source, where, loaded, found, made), encoding="utf-8")
         manifest = Manifest(
@@ -145,7 +142,7 @@ def package(
             source_sha256=model.file_sha256(source),
             inputs=[_tensor(spec) for spec in model.input_specs(loaded)],
             outputs=[_tensor(spec) for spec in model.output_specs(loaded)],
-            agreement={name: divergence_row(one) for name, one in found.outputs.items()},
+            agreement={name: divergence_row(one) for name, one in found.items()},
             facts=dict(made.facts),
             files=files(folder),
         )
@@ -189,25 +186,23 @@ class _Given(Session):
         return self._answers
 
 
-def _compare(
-    example: Example, made: Packaged, samples: Dataset, specs: tuple[TensorSpec, ...], *, is_quantized: bool
-) -> evaluate.Evaluation:
-    """What the package answers, beside what the original does.
+def _agreement(
+    example: Example, made: Packaged, samples: Dataset, specs: tuple[TensorSpec, ...], target: Target, loaded: ir.Model
+) -> Mapping[str, evaluate.Divergence]:
+    """How far the package's answers are from the original's.
 
     Raises:
-        ModelError: It is something else.
+        ModelError: Further than engines round.
     """
-    found = evaluate.compare(_Given(example.outputs, specs), _Given(made.outputs, specs), samples)
-    if is_quantized:
-        noisy = [name for name, one in found.outputs.items() if not one.sqnr_db >= LEAST_SQNR_DB]
-        problems = [f"output {name!r} has {found.outputs[name].sqnr_db:.1f} dB, less than {LEAST_SQNR_DB:g}" for name in noisy]
-    else:
-        problems = evaluate.problems(found, specs)
-    if problems:
+    reference = evaluate.Reference(_Given(example.outputs, specs), samples)
+    found = answers.check(
+        _Given(made.outputs, specs), reference, target, samples, quantized=answers.is_quantized(loaded), progress=Silent()
+    )
+    if found.problems:
         raise ModelError(
-            f"what was packaged does not answer what the model does: {'; '.join(problems)}", hint="Nothing was written."
+            f"what was packaged does not answer what the model does: {'; '.join(found.problems)}", hint="Nothing was written."
         )
-    return found
+    return found.outputs
 
 
 # ----------------------------------------------------------------------------------------------------------------- place
@@ -252,13 +247,13 @@ def _put_in_place(folder: Path, output: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- readme
 
 
-def _readme(source: Path, target: Target, loaded: ir.Model, found: evaluate.Evaluation, made: Packaged) -> str:
+def _readme(source: Path, target: Target, loaded: ir.Model, found: Mapping[str, evaluate.Divergence], made: Packaged) -> str:
     specs = (
         *((spec, "input") for spec in model.input_specs(loaded)),
         *((spec, "output") for spec in model.output_specs(loaded)),
     )
     rows = [f"| `{spec.name}` | {kind} | {spec.dtype} | {_shape(spec)} |" for spec, kind in specs]
-    worst = max((one.max_rel for one in found.outputs.values()), default=0.0)
+    worst = max((one.max_rel for one in found.values()), default=0.0)
     agreement = "equal" if worst == 0 else f"within {worst:.1e} of their largest value"
     return "\n".join(
         [
@@ -286,7 +281,3 @@ def _shape(spec: TensorSpec) -> str:
 def _tensor(spec: TensorSpec) -> Tensor:
     kind = "string" if spec.dtype == object else spec.dtype.name
     return Tensor(name=spec.name, type=kind, shape=None if spec.shape is None else list(spec.shape))
-
-
-def _is_quantized(loaded: ir.Model) -> bool:
-    return any(node.op_type in _INTEGER or node.op_type.startswith("QLinear") for node in model.nodes(loaded))

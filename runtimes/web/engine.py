@@ -12,13 +12,14 @@ import atexit
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphopt.contracts import Array, Session, TensorSpec
+from graphopt.contracts import Array, Partition, Session, TensorSpec
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.runtimes.feeds import feed_problem
 
@@ -37,6 +38,9 @@ _NOISE = re.compile(
     r"Uncaught |\(in promise\) |Error: |"
     r"Can't create a session\. |failed to call OrtRun\(\)\. |ERROR_CODE: \d+, |ERROR_MESSAGE: "
 )
+_PLACED = re.compile(r"(All nodes|Node\(s\)) placed on \[(\w+)\]\. Number of nodes: (\d+)")
+_NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\w+) \((.*)\)\s*$")
+_NAMES = {"CPUExecutionProvider": "wasm", "WebGpuExecutionProvider": "webgpu"}
 _LOGGED = re.compile(r"\[E:onnxruntime:[^\]]*\] (.*)", re.DOTALL)
 
 
@@ -151,6 +155,7 @@ class WebSession(Session):
     """A model in the page. Strings and all types that JavaScript has arrays of can be fed."""
 
     def __init__(self, engine: Engine, model: Path, optimize: bool, *, profile: bool = False, verbose: bool = False) -> None:
+        verbose = verbose or engine.provider == "webgpu"  # which leaves nodes to WebAssembly, and says so in its log only
         self._engine = engine
         self._model = model
         options: dict[str, Any] = {"executionProviders": [engine.provider], "enableProfiling": profile}
@@ -169,6 +174,7 @@ class WebSession(Session):
                 server.withdraw(address)
         self._id = found["id"]
         self._closed = False
+        self.partition = _partition(engine.page.console, engine.provider) if verbose else None
         self.provider = engine.provider
         self.threads = engine.threads
         counted = engine.provider == "wasm" and engine.threads == 1 and engine.cpu_seconds() is not None
@@ -258,6 +264,20 @@ def _data_files(model: Path) -> dict[str, Path]:
 
     proto = onnx.load(model, load_external_data=False)
     return {name: model.parent / name for name in sorted(locations(proto)) if (model.parent / name).is_file()}
+
+
+def _partition(log: Sequence[str], provider: str) -> Partition:
+    """Read the placements of nodes, which are logged by provider, in main graph and bodies alike."""
+    nodes: Counter[str] = Counter()
+    left_behind = []
+    current = ""
+    for line in log:
+        if (placed := _PLACED.search(line)) is not None:
+            current = _NAMES.get(placed[2], placed[2])
+            nodes[current] += int(placed[3])
+        elif (node := _NODE.search(line)) is not None and current != provider:
+            left_behind.append((node[2], node[1], current))
+    return Partition(dict(nodes), left_behind)
 
 
 def _plain(error: PageError, page: Page) -> str:

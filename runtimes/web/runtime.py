@@ -6,10 +6,8 @@ processor here: its answers are checked, its times mean nothing.
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,9 +37,6 @@ from .engine import Engine, WebSession
 _UNTIMED = "a processor stands in for the GPU: answers are checked here, and nothing is timed"
 _PROFILE_WARM_UP = 2  # runs
 _PROFILE_SECONDS = 10.0  # after which no further round is begun
-_PLACED = re.compile(r"(All nodes|Node\(s\)) placed on \[(\w+)\]\. Number of nodes: (\d+)")
-_NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\w+) \((.*)\)\s*$")
-_NAMES = {"CPUExecutionProvider": "wasm", "WebGpuExecutionProvider": "webgpu"}
 
 
 class WebRuntime(Runtime):
@@ -92,8 +87,9 @@ class WebRuntime(Runtime):
         """
         self._require(target)
         found = _engine(target, target.threads)
-        with WebSession(found, model, optimize=True, verbose=True):
-            return _partition(found.page.console, target.provider)
+        with WebSession(found, model, optimize=True, verbose=True) as session:
+            assert session.partition is not None
+            return session.partition
 
     def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged:
         """Add a page that runs the model in any browser, and onnxruntime-web; open it here, and read what it computes.
@@ -147,17 +143,3 @@ def _one_node() -> bytes:
     opset = onnx.helper.make_opsetid("", 14)
     model: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
     return model
-
-
-def _partition(log: Sequence[str], provider: str) -> Partition:
-    """Read the placements of nodes, which are logged by provider, in main graph and bodies alike."""
-    nodes: Counter[str] = Counter()
-    left_behind = []
-    current = ""
-    for line in log:
-        if (placed := _PLACED.search(line)) is not None:
-            current = _NAMES.get(placed[2], placed[2])
-            nodes[current] += int(placed[3])
-        elif (node := _NODE.search(line)) is not None and current != provider:
-            left_behind.append((node[2], node[1], current))
-    return Partition(dict(nodes), left_behind)

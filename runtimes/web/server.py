@@ -15,7 +15,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -42,7 +42,7 @@ class Server:
         """The address of a file, or (with a slash at its end) of a folder, until it is withdrawn."""
         name = f"f{next(self._count)}"
         self._paths[name] = path
-        return f"{self.address}{name}/" if path.is_dir() else f"{self.address}{name}/{path.name}"
+        return f"{self.address}{name}/" if path.is_dir() else f"{self.address}{name}/{quote(path.name)}"
 
     def withdraw(self, address: str) -> None:
         """Share it no longer."""

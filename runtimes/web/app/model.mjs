@@ -9,7 +9,7 @@ import { INTEGRITY, MODEL, PROVIDER, ort } from './files.mjs';
 
 /** Fetch a file of this folder and check that it is the one that was packaged. */
 export async function fetchFile(name) {
-  const response = await fetch(new URL(name, import.meta.url), { integrity: INTEGRITY[name] });
+  const response = await fetch(new URL(encodeURIComponent(name), import.meta.url), { integrity: INTEGRITY[name] });
   if (!response.ok) throw new Error(`${name}: the server says ${response.status} ${response.statusText}`);
   return response.arrayBuffer();
 }
