@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 
-class HeldTensor(ir.Tensor):
+class HeldTensor(ir.Tensor[np.ndarray]):
     """A tensor of whole bytes an element, in memory, that knows its size."""
 
     def __init__(self, array: np.ndarray, dtype: ir.DataType, like: ir.TensorProtocol) -> None:

@@ -3,6 +3,8 @@
     0.5 x (1 + erf(x / sqrt(2)))                                 ->   Gelu(x)                          opset 20
     0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))            ->   Gelu(x, approximate = "tanh")    opset 20
     x clip(x + 3, 0, 6) / 6,  x hardsigmoid(x, 1 / 6, 0.5)       ->   HardSwish(x)                     opset 14
+    x clip(x + 3, 0, 6) / 6                                      ->   x hardsigmoid(x, 1 / 6, 0.5)     before opset 14
+    clip(x + 3, 0, 6) / 6                                        ->   hardsigmoid(x, 1 / 6, 0.5)
 
 The factors may come in any order. Constants must be those numbers to seven digits. Nothing else may read what lies in between.
 float32 only: the runtime has these operators in no other type on every device.
@@ -25,6 +27,7 @@ from .graph import Work, attribute, number, only_use
 _GELU_OPSET = 20
 _HARD_SWISH_OPSET = 14
 _DEEPEST = 3
+_HARD_SIGMOID = (ir.AttrFloat32("alpha", 1 / 6), ir.AttrFloat32("beta", 0.5))
 
 
 def use_gelu(work: Work, node: ir.Node) -> Change | None:
@@ -44,20 +47,34 @@ def use_gelu(work: Work, node: ir.Node) -> Change | None:
 
 
 def use_hard_swish(work: Work, node: ir.Node) -> Change | None:
-    """Make a HardSwish of the product that it is."""
-    if work.opset < _HARD_SWISH_OPSET or not _is_replaceable(work, node):
+    """Make a HardSwish or a HardSigmoid of what it is; before there was a HardSwish, a HardSigmoid times x."""
+    if not _is_replaceable(work, node):
         return None
     factor, factors = _product(work, node)
-    if len(factors) != 2:
-        return None
-    for x, other in (factors, factors[::-1]):
-        if (_near(factor, 1 / 6) and _is_relu6(work, node, other, x)) or (
-            factor == 1 and _is_hard_sigmoid(work, node, other, x)
-        ):
-            name = site(node)
+    name, gate = site(node), Change(site(node), "made a HardSigmoid of Add, Clip and Div", "one operator computes them")
+    inner = _under_relu6(work, node, factors[0]) if len(factors) == 1 and _near(factor, 1 / 6) else None
+    if inner is not None:
+        work.add(node, "HardSigmoid", [inner], _HARD_SIGMOID)
+        return gate
+    for x, other in (factors, factors[::-1]) if len(factors) == 2 else ():
+        written_out = _near(factor, 1 / 6) and _under_relu6(work, node, other) is x
+        if work.opset < _HARD_SWISH_OPSET and written_out:
+            _multiply_by_hard_sigmoid(work, node, x)
+            return gate
+        if work.opset >= _HARD_SWISH_OPSET and (written_out or (factor == 1 and _is_hard_sigmoid(work, node, other, x))):
             work.add(node, "HardSwish", [x])
             return Change(name, "made a HardSwish of its parts", "one operator computes it")
     return None
+
+
+def _multiply_by_hard_sigmoid(work: Work, node: ir.Node, x: ir.Value) -> None:
+    """Let x hardsigmoid(x, 1 / 6, 0.5) take the place of a node."""
+    assert node.graph is not None
+    known = work.facts[node.outputs[0]]
+    gate = ir.Value(name=work.new_name(f"{node.outputs[0].name}_gate"), type=known.type, shape=known.shape)
+    work.facts[gate] = known
+    node.graph.insert_before(node, ir.Node("", "HardSigmoid", [x], _HARD_SIGMOID, outputs=[gate], name=f"{site(node)}_gate"))
+    work.add(node, "Mul", [x, gate])
 
 
 def _is_replaceable(work: Work, node: ir.Node) -> bool:
@@ -150,18 +167,18 @@ def _is_cubic(work: Work, term: ir.Node, x: ir.Value) -> bool:
     return factors == [x, x, x]
 
 
-def _is_relu6(work: Work, user: ir.Node, value: ir.Value, x: ir.Value) -> bool:
-    """Whether a value is clip(x + 3, 0, 6)."""
+def _under_relu6(work: Work, user: ir.Node, value: ir.Value) -> ir.Value | None:
+    """The x of which a value is clip(x + 3, 0, 6)."""
     clip = work.producer(value, user, "Clip")
     if clip is None or not only_use(value) or len(clip.inputs) != 3:
-        return False
+        return None
     if (number(clip.inputs[1]), number(clip.inputs[2])) != (0, 6):
-        return False
+        return None
     plus = work.producer(clip.inputs[0], clip, "Add")
     if plus is None or not only_use(plus.outputs[0]):
-        return False
+        return None
     pairs = ((plus.inputs[0], plus.inputs[1]), (plus.inputs[1], plus.inputs[0]))
-    return any(first is x and _number(work, three) == 3 for first, three in pairs)
+    return next((x for x, three in pairs if _number(work, three) == 3), None)
 
 
 def _is_hard_sigmoid(work: Work, user: ir.Node, value: ir.Value, x: ir.Value) -> bool:

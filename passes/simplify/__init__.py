@@ -119,7 +119,8 @@ class Simplify(Pass):
 
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has run since the last change, with all that is known by then."""
-        steps, changes, quiet = self._steps(), [], 0
+        changes: list[Change] = []
+        steps, quiet = self._steps(), 0
         swept = -1  # how many changes there were when the dead was last removed
         for step in (step for _ in range(self.options.iterations) for step in steps):
             done = [] if step is remove_dead and swept == len(changes) else step(work)

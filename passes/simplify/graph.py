@@ -69,7 +69,7 @@ class Work:
     """Nodes that could be computed ahead of time but were not, and why."""
     excludes: bool = True
     """Whether the user asked to leave anything alone."""
-    compared: set[tuple[ir.Value, ir.Graph | None]] = field(default_factory=set)
+    compared: set[tuple[ir.Value, ir.Graph]] = field(default_factory=set)
     """The initializers when they were last compared, each with the graph that it was in."""
     current: bool = False
     """Whether the graph is still as it was when the facts were looked at."""

@@ -303,7 +303,15 @@ def test_a_gelu_that_is_written_out_becomes_one(body: str):
 @pytest.mark.parametrize("body", HARD_SWISH)
 def test_a_hard_swish_that_is_written_out_becomes_one(body: str):
     assert operators(fused(activation(body), {"x": 4 * normal(4, 64)})) == ["HardSwish"]
-    assert "HardSwish" not in operators(fused(activation(body, opset=13)))
+    assert operators(fused(activation(body, opset=13), {"x": 4 * normal(4, 64)})) == ["HardSigmoid", "Mul"]
+
+
+@pytest.mark.parametrize("opset", [12, 20])
+def test_a_hard_sigmoid_that_is_written_out_becomes_one(opset: int):
+    body = "a = Add(x, three) l = Clip(a, zero, six) y = Div(l, six)"
+    assert operators(fused(activation(body, opset=opset), {"x": 4 * normal(4, 64)})) == ["HardSigmoid"]
+    assert "HardSigmoid" not in operators(fused(activation(body.replace("a, zero", "a, one"), opset=opset)))
+    assert "HardSigmoid" not in operators(fused(activation(body, "float[N, 64] y, float[N, 64] l", opset)))
 
 
 def test_an_activation_with_other_numbers_or_other_readers_stays():
