@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 
+ENGINES = {
+    "openvino": "needs pip install 'graphopt[openvino]'; run with -m openvino",
+    "qnn": "needs pip install 'graphopt[qnn]'; run with -m qnn",
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "zoo: needs the trained models in the folder that GRAPHOPT_ZOO names")
+    for name, what in ENGINES.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a zoo its tests are not part of the run at all: nothing passes by skipping."""
-    if os.environ.get("GRAPHOPT_ZOO"):
-        return
-    zoo = [item for item in items if item.get_closest_marker("zoo")]
-    config.hook.pytest_deselected(items=zoo)
-    items[:] = [item for item in items if item not in zoo]
+    """Without a zoo its tests are not part of the run at all, nor are those of an engine that -m does not name.
+
+    Nothing passes by skipping.
+    """
+    asked = [name for name in ENGINES if name in config.option.markexpr]
+    absent = {*([] if os.environ.get("GRAPHOPT_ZOO") else ["zoo"]), *(name for name in ENGINES if name not in asked)}
+    out = [item for item in items if any(item.get_closest_marker(name) for name in absent)]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture

@@ -197,6 +197,29 @@ def test_the_originals_outputs_are_computed_once_while_they_fit(tmp_path: Path) 
         assert original.runs == runs
 
 
+def test_a_reference_that_opens_its_session_closes_it_when_the_outputs_are_kept(tmp_path: Path) -> None:
+    y = RNG.standard_normal((8, 16)).astype(np.float32)
+    data, opened, closed = rows(tmp_path, 8, batch_size=2), [], []
+
+    class Lasting(Canned):
+        def close(self) -> None:
+            closed.append(self)
+
+    def open_original() -> Session:
+        opened.append(Lasting(y=y))
+        return opened[-1]
+
+    (tmp_path / "spilt").mkdir()
+    for limit_bytes, folder, files in ((1 << 20, None, 0), (300, tmp_path / "spilt", 2)):  # 4 batches of 128 bytes
+        opened.clear(), closed.clear()
+        reference = Reference(open_original, data, limit_bytes=limit_bytes, folder=folder)
+        first = compare(reference, Canned(y=y + 1), data)
+        assert compare(reference, Canned(y=y + 1), data) == first
+        assert [session.runs for session in opened] == [4]
+        assert closed == opened
+        assert len(list((tmp_path / "spilt").iterdir())) == files
+
+
 def test_a_reference_also_serves_the_first_part_of_its_data(tmp_path: Path) -> None:
     y = RNG.standard_normal((8, 16)).astype(np.float32)
     data = rows(tmp_path, 8, batch_size=3)
