@@ -264,7 +264,7 @@ def _rounds(sessions: list[Session], feed: Feed, plan: _Plan, rng: np.random.Gen
     for row in samples:
         for side in rng.permutation(2):
             if plan.refill:
-                sessions[side].run(feed)
+                sessions[side].time(feed, 1)
             row[side] = sessions[side].time(feed, plan.repeats)
     return samples
 
