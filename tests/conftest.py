@@ -10,6 +10,7 @@ import pytest
 ENGINES = {
     "openvino": "needs pip install 'graphopt[openvino]'; run with -m openvino",
     "qnn": "needs pip install 'graphopt[qnn]'; run with -m qnn",
+    "web": "needs Chromium and the npm package onnxruntime-web; run with -m web",
 }
 
 

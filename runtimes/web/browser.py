@@ -113,6 +113,12 @@ class Browser:
                 why = _last_line(said) or str(error)
                 raise MissingError(f"the browser does not start: {why}", where=command, hint=INSTALL) from None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        assert self._process.stdin is not None
+        return self._process.poll() is None and not self._process.stdin.closed
+
     def ask(self, method: str, session: str | None = None, seconds: float | None = None, **parameters: Any) -> dict[str, Any]:
         """Call a DevTools method and wait for its answer.
 

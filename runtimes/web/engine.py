@@ -91,12 +91,14 @@ _shared: tuple[int, Browser, Server, str] | None = None
 
 
 def browser() -> tuple[Browser, Server]:
-    """The process's browser and server, started when they are first asked for; the browser is ended with the process.
+    """The process's browser and server, started when they are first asked for, and again when the browser has died.
 
     Raises:
         MissingError: No browser is installed, or it does not start.
     """
     global _shared  # noqa: PLW0603 - one browser a process
+    if _shared is not None and _shared[0] == os.getpid() and not _shared[1].alive:
+        end()
     if _shared is None or _shared[0] != os.getpid():
         _engines.clear()
         found = Browser()
@@ -128,16 +130,6 @@ def engine(provider: str, threads: int) -> Engine:
         PageError: onnxruntime-web does not load.
     """
     folder, version = npm.package()
-    try:
-        return _engine(folder, version, provider, threads)
-    except PageError as error:
-        if not error.fatal:
-            raise
-        end()  # the browser itself has ended: once more, with another
-        return _engine(folder, version, provider, threads)
-
-
-def _engine(folder: Path, version: str, provider: str, threads: int) -> Engine:
     found, server = browser()
     if (provider, threads) not in _engines:
         assert _shared is not None
