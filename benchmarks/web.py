@@ -1,10 +1,10 @@
-"""Models in a browser: the answers of WebAssembly and WebGPU, the time of a run, what int8 brings there, and the noise of timing.
+"""Models in a browser: the answers of WebAssembly and WebGPU, the time of a run, what int8 brings, and the noise of timing.
 
 Each model of the zoo runs in a headless Chromium (``--target web-wasm``, ``web-webgpu``) on a generated sample and is compared
 with onnxruntime's CPU provider; WebGPU computes on the processor and is not timed. *A/A* is the model timed against itself, as
 two files are timed against each other. int8 is what ``graphopt optimize --recipe int8-static`` makes of the networks that have
-data: once under the goal of size, which takes every site that can be, to show what integers do in a browser, and once as it comes.
-Needs GRAPHOPT_ZOO, Chromium and the npm package onnxruntime-web.
+data: once under the goal of size, which takes every site that can be, to show what integers do in a browser, and once under
+that of latency. Needs GRAPHOPT_ZOO, Chromium and the npm package onnxruntime-web.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def main() -> None:
     browser = engine.browser()[0].version
     text = (
         f"In {browser} with onnxruntime-web {npm.package()[1]}. *Difference*: the largest of any output, relative to its peak. "
-        "*ms*: CPU time of the page's main thread, one thread. *A/A*: the speed-up of a file over itself, and its 95 % interval."
+        "*ms*: CPU time of the page's main thread, one thread. "
+        "*A/A*: the speed-up of a file over itself, and its 95 % interval."
     )
     parts = [
         text,
@@ -76,7 +77,8 @@ def main() -> None:
             [_cells(row) for row in figures],
         ),
         "## int8 in WebAssembly\n\n"
-        "Speed relative to float32 in the same browser. *Goal size*: everything that can be quantized is, even where it is slower; "
+        "Speed relative to float32 in the same browser. "
+        "*Goal size*: everything that can be quantized is, even where it is slower; "
         "*goal latency*, the default: sites are chosen by measurement on the target, and what does not pay is undone.",
         common.table(("model", "", "speed-up, 95 % interval", "top-1", "verdict"), [_int8_cells(row) for row in quantized]),
     ]
