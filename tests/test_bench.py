@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from graphopt import energy
+
 from helpers import from_text, small_cnn, write
 
 
@@ -115,3 +117,92 @@ def test_a_model_without_a_baseline_is_said(baseline: Path, tmp_path: Path) -> N
     done = graphopt("bench", other, "--baseline", baseline)
     assert done.returncode == 2
     assert "--save-baseline" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ targets, sweeps, cold start
+
+
+def test_a_fresh_process_tells_cold_start_and_memory(tmp_path: Path) -> None:
+    done = graphopt("bench", write(small_cnn(), tmp_path / "m.onnx"), "--time-limit", "0.3", "--json")
+    [row] = json.loads(done.stdout)
+    cold = row["cold_start"]
+    assert min(cold["import_ms"], cold["load_ms"], cold["first_run_ms"]) > 0
+    assert cold["import_ms"] > row["p50_ms"]
+    assert row["peak_bytes"] >= row["base_bytes"] > 10_000_000
+    off = graphopt("bench", tmp_path / "m.onnx", "--time-limit", "0.3", "--cold-start", "off", "--json")
+    assert json.loads(off.stdout)[0]["cold_start"] is None
+
+
+def test_batch_sizes_and_threads_are_swept(tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    arguments = ["--batch", "1,4", "--threads", "1,2", "--time-limit", "0.2", "--cold-start", "off"]
+    rows = json.loads(graphopt("bench", source, *arguments, "--json").stdout)
+    assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    assert {row["clock"] for row in rows} == {"cpu", "wall"}
+    for row in rows:
+        assert row["samples_per_second"] == pytest.approx(row["batch"] * row["runs_per_second"])
+    text = graphopt("bench", source, *arguments).stdout
+    assert "batch" in text
+    assert "samples/s" in text
+
+
+def test_a_fixed_batch_size_is_said(tmp_path: Path) -> None:
+    source = write(small_cnn(1), tmp_path / "m.onnx")
+    done = graphopt("bench", source, "--batch", "1,4", "--time-limit", "0.2", "--cold-start", "off", "--json")
+    assert done.returncode == 4
+    one, four = json.loads(done.stdout)
+    assert one["error"] is None
+    assert "fixed at 1" in four["error"]
+
+
+def test_a_named_target_that_is_not_here_is_a_row_and_exit_6(tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    arguments = ["--target", "cpu", "--target", "nnapi", "--time-limit", "0.2", "--cold-start", "off"]
+    done = graphopt("bench", source, *arguments)
+    assert done.returncode == 6
+    assert "not here: nnapi (it is for Android" in done.stdout
+    assert "samples/s" in done.stdout
+    cpu, nnapi = json.loads(graphopt("bench", source, *arguments, "--json").stdout)
+    assert cpu["p50_ms"] > 0
+    assert (nnapi["absent"], nnapi["exit_code"]) == (True, 6)
+
+
+def test_what_was_measured_is_a_page_too(tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "<b>.onnx")
+    done = graphopt("bench", source, "--batch", "1,2", "--time-limit", "0.2", "--report", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "bench.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="chart"') == 3  # latency, throughput, cold start
+    assert "<b>.onnx" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    stored = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert [row["batch"] for row in stored["rows"]] == [1, 2]
+    assert stored["environment"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch", "1,x"], "1,4,16"),
+        (["--threads", "0"], "at least 1"),
+        (["--batch", "4", "--save-baseline", "b.json"], "--batch"),
+        (["--target", "all", "--save-baseline", "b.json"], "Name the targets"),
+    ],
+)
+def test_wrong_sweeps_are_said(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = graphopt("bench", write(small_cnn(), tmp_path / "m.onnx"), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+
+
+def test_energy_is_what_the_counters_show_and_they_may_begin_again(tmp_path: Path) -> None:
+    package = tmp_path / "intel-rapl:0"
+    (package / "intel-rapl:0:0").mkdir(parents=True)
+    (package / "max_energy_range_uj").write_text("1000000\n")
+    (package / "energy_uj").write_text("900000\n")
+    found = energy.counters(tmp_path)
+    before = found.read()
+    assert [*before] == [package]
+    (package / "energy_uj").write_text("400000\n")
+    assert found.joules(before, found.read()) == pytest.approx(0.5)
+    assert "no energy counters" in energy.counters(tmp_path / "nothing").why

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graphopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from graphopt.benching import Measured
     from graphopt.ranking import Ranking
 
     from .schema import Report
 
-__all__ = ["make_folder", "to_html", "to_json", "to_markdown", "write", "write_ranking"]
+__all__ = ["make_folder", "to_html", "to_json", "to_markdown", "write", "write_bench", "write_ranking"]
 
 
 def to_json(report: Report) -> str:
@@ -71,6 +72,17 @@ def write_ranking(ranking: Ranking, folder: Path) -> None:
 
     pages = {"sensitivity.json": ranking.model_dump_json(indent=2) + "\n", "sensitivity.html": html.sensitivity_page(ranking)}
     _replace_all(folder, pages)
+
+
+def write_bench(rows: Sequence[Measured], folder: Path) -> None:
+    """Write bench.json and bench.html, as ``write`` does.
+
+    Raises:
+        UsageError: The folder cannot be made or written to.
+    """
+    from . import bench
+
+    _replace_all(folder, {"bench.json": bench.to_json(rows), "bench.html": bench.to_html(rows)})
 
 
 def _replace_all(folder: Path, contents: Mapping[str, str]) -> None:
