@@ -33,12 +33,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import registry, shapes, sizes, walk
 from .errors import UsageError
-from .graphs import constant, site
+from .graphs import constant, is_overridable, site
 
 if TYPE_CHECKING:
     from .contracts import Partition
     from .targets import Target
 
+NOT_FIXED = "its shapes are not fixed"
+REPLACEABLE = "is an initializer that a caller may replace"
 _FOLDER = Path(__file__).parent / "operators"
 _LISTED = re.compile(r"^\|ai\.onnx[:.](\w+)\|", re.MULTILINE)
 _CONTRIB = "com.microsoft"
@@ -308,7 +310,7 @@ class _Judge:
             for value in node.inputs:
                 shape = None if value is None else self._shape(value)
                 if value is not None and (shape is None or not shape.is_static()):
-                    return "its shapes are not fixed"
+                    return NOT_FIXED
         inputs = [value for value in node.inputs if value is not None]
         ranks = [len(shape) for value in (*inputs, *node.outputs) if (shape := self._shape(value)) is not None]
         if self.table.max_rank is not None and max(ranks, default=0) > self.table.max_rank:
@@ -325,7 +327,7 @@ class _Judge:
     def _constants(self, node: ir.Node, limits: Limits) -> str | None:
         for index in limits.constant:
             if (value := _given(node, index)) is not None and constant(value) is None:
-                return f"its {_ordinal(index)} input is not constant"
+                return f"its {_ordinal(index)} input {REPLACEABLE if is_overridable(value) else 'is not constant'}"
         for index in limits.constant_or_int32:
             value = _given(node, index)
             if value is not None and constant(value) is None and self._dtype(value) != "int32":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -61,7 +62,7 @@ def test_a_branch_that_waits_for_the_provider_cuts_it() -> None:
     assert cut(proto).partitions == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["Relu", "Erf"]), st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=14))
 def test_the_number_of_partitions_is_what_onnxruntime_counts(recipe: list[tuple[str, int, int]]) -> None:
     from onnxruntime.tools.mobile_helpers.usability_checker import check_nnapi_partitions
@@ -193,6 +194,23 @@ def test_a_wrong_table_is_an_error_that_names_the_field(tmp_path: Path) -> None:
         partitions.table(str(path))
     with pytest.raises(UsageError, match="unknown table"):
         partitions.table("nnapy")
+
+
+def test_a_provider_may_take_older_operators_only(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("source: me\nopset: 17\ntypes: [float32]\noperators: {Relu: }\n")
+    target = Target(name="t", summary="", runtime="onnxruntime", provider="Some", operators=str(path))
+    found = partitions.estimate(ir.from_proto(chain("Relu")), target)
+    assert found is not None
+    assert [left.why for left in found.sites] == ["the model's opset is 20, and the provider takes up to 17"]
+
+
+def test_an_initializer_that_a_caller_may_replace_is_no_constant() -> None:
+    proto = from_text(
+        "g (float[1, 3, 9, 9] x, float[4, 3, 3, 3] w) => (float[1, 4, 7, 7] y) { y = Conv(x, w) }",
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w"))
+    assert why(proto) == {"its second input is an initializer that a caller may replace"}
 
 
 def test_a_provider_that_runs_here_is_believed() -> None:

@@ -22,7 +22,7 @@ from graphopt import shapes, walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.graphs import site
 from graphopt.model import clone, weight_bytes
-from graphopt.partitions import Cut
+from graphopt.partitions import NOT_FIXED, REPLACEABLE, Cut
 
 from . import activations, layout, normalize
 from .place import Names, Place, Refused
@@ -64,6 +64,10 @@ RULES: Mapping[str, Sequence[Rule]] = {
 }
 """The ways to write an operator, in the order in which they are tried."""
 _APPROXIMATE = {activations.expand_erf, activations.gelu_by_exp}
+_HINTS = {
+    NOT_FIXED: "fix them with --set shapes.fix.NAME=SIZE",
+    REPLACEABLE: "if none does, --set simplify.freeze=true",
+}
 _LEAST_GROWTH = 1_000_000
 _GROWTH_PART = 20
 _OPSET = 7  # from which on operands are broadcast
@@ -212,7 +216,7 @@ def _left_alone(cut: Cut, refused: Mapping[str, str]) -> list[Change]:
     reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for node, why in cut.left.items():
         name = site(node)
-        hint = ": fix them with --set shapes.fix.NAME=SIZE" if why == "its shapes are not fixed" else ""
+        hint = next((f": {text}" for reason, text in _HINTS.items() if why.endswith(reason)), "")
         also = f"; not rewritten: {refused[name]}" if name in refused and refused[name] != why else ""
         reasons[node.op_type, f"{why}{hint}{also}"].append(name)
     changes = []

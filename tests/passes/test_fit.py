@@ -198,7 +198,7 @@ def test_erf_is_right_everywhere(tmp_path: Path) -> None:
     assert "Erf" in operators(fitted(proto, target(tmp_path, "Erf"), approximate=False))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(
         st.sampled_from(
@@ -226,6 +226,73 @@ def test_random_chains_and_branches_keep_their_outputs(chosen: list[str], missin
     proto = model("\n".join(body), "float[2, 3, 5] x", "float[2, 3, 5] y", w=normal(5))
     with tempfile.TemporaryDirectory() as folder:
         fitted(proto, target(Path(folder), *sorted(missing)), {"x": normal(2, 3, 5, seed=seed)}, rtol=2e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(["reflect", "edge", "constant"]),
+    st.lists(st.integers(2, 4), min_size=1, max_size=4),
+    st.data(),
+)
+def test_any_padding_is_written_out_exactly(mode: str, shape: list[int], data: st.DataObject) -> None:
+    import tempfile
+
+    amounts = [data.draw(st.integers(0, size - 1)) for size in shape * 2]
+    if not any(amounts):
+        amounts[0] = 1
+    given_shape, rank = ", ".join(map(str, shape)), len(shape)
+    padded = ", ".join(str(size + amounts[i] + amounts[i + rank]) for i, size in enumerate(shape))
+    proto = model(f'y = Pad<mode = "{mode}">(x, p)', f"float[{given_shape}] x", f"float[{padded}] y", p=np.array(amounts))
+    with tempfile.TemporaryDirectory() as folder:
+        result = fitted(proto, target(Path(folder), "Pad"), {"x": normal(*shape)}, rtol=0)
+    assert "Pad" not in operators(result)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=5, max_size=6), st.randoms(use_true_random=False))
+def test_any_shuffle_of_many_axes_keeps_its_outputs(shape: list[int], random: object) -> None:
+    import tempfile
+
+    order = [*range(len(shape))]
+    random.shuffle(order)  # type: ignore[attr-defined]
+    total = int(np.prod(shape))
+    proto = model(
+        f"r = Reshape(x, s) t = Transpose<perm = {order}>(r) y = Reshape(t, u)",
+        f"float[{total}] x",
+        f"float[1, {total}] y",
+        s=np.array(shape),
+        u=np.array([1, -1]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        fitted(proto, target(Path(folder), max_rank=4), {"x": normal(total)}, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(5, 9),
+)
+def test_any_1d_convolution_is_one_of_height_1(
+    group: int, kernel: int, stride: int, dilation: int, before: int, after: int, length: int
+) -> None:
+    import tempfile
+
+    out = (length + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    proto = model(
+        f"y = Conv<group = {group}, kernel_shape = [{kernel}], strides = [{stride}], dilations = [{dilation}], "
+        f"pads = [{before}, {after}]>(x, w)",
+        f"float[2, {2 * group}, {length}] x",
+        f"float[2, {3 * group}, {out}] y",
+        w=normal(3 * group, 2, kernel),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = fitted(proto, target(Path(folder), Conv={"ranks": [4]}), {"x": normal(2, 2 * group, length)})
+    assert "Reshape" in operators(result)
 
 
 def test_a_target_that_takes_everything_changes_nothing(tmp_path: Path) -> None:
