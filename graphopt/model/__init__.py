@@ -25,11 +25,13 @@ from .fingerprint import fingerprint
 from .held import held
 from .reading import locations, read, root_cause
 from .saving import ExternalData, Saved, move, save
+from .tensors import SPARSE
 from .validate import validate
 from .weights import Place, graphs, is_large, parameters, swapped, weight_bytes, weights
 from .wire import reference
 
 __all__ = [
+    "SPARSE",
     "NOTES",
     "ExternalData",
     "Saved",

@@ -28,9 +28,10 @@ import onnx_ir as ir
 from graphopt.errors import ModelError, UsageError
 from graphopt.garbage import collected_later
 
-from . import wire
+from . import tensors, wire
 from .external import FileTensor
 from .reading import locations, read, root_cause
+from .tensors import SPARSE
 from .weights import Place, is_large, places, swapped, weight_bytes
 
 ExternalData = Literal["auto", "always", "never"]
@@ -77,7 +78,7 @@ def save(
     path = Path(path)
     _check_place(path, data_name)
     external = external_data == "always" or (external_data == "auto" and weight_bytes(model) >= EMBED_LIMIT_BYTES)
-    large = [place for place in places(model) if is_large(place.tensor)]
+    large = [place for place in places(model) if is_large(place.tensor) and (external or SPARSE not in place.tensor.metadata_props)]
     try:
         if external and large:
             return _save_external(model, large, path, data_name, durable)
@@ -167,6 +168,7 @@ def _serialize(model: ir.Model, choose: Callable[[Place], ir.TensorProtocol | No
         try:
             proto = ir.to_proto(model)
             _drop_repeated_types(proto.graph)
+            _drop_zeros(proto.graph)
             for function in proto.functions:
                 function.domain = function.domain  # the field must be there even when it is empty
             return bytes(proto.SerializeToString(deterministic=True))
@@ -194,6 +196,23 @@ def _drop_repeated_types(graph: onnx.GraphProto) -> None:
     kept = [info for info in graph.value_info if info.name not in initializers or info.doc_string or info.metadata_props]
     del graph.value_info[:]
     graph.value_info.extend(kept)
+
+
+def _drop_zeros(graph: onnx.GraphProto) -> None:
+    """Store initializers that are marked so without their zeros, where that takes less."""
+    inputs = {info.name for info in graph.input}
+    kept = []
+    for tensor in graph.initializer:
+        marked = any(entry.key == SPARSE for entry in tensor.metadata_props) and tensor.name not in inputs
+        whole = tensor.data_location != onnx.TensorProto.EXTERNAL
+        found = tensors.without_zeros(ir.from_proto(tensor)) if marked and whole else None
+        if found is None:
+            kept.append(tensor)
+        else:
+            graph.sparse_initializer.append(found)
+    if graph.sparse_initializer:
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
 
 def _check_place(path: Path, data_name: str | None) -> None:

@@ -17,6 +17,7 @@ from .external import DataFiles
 
 _DENSE_LIMIT_BYTES = 1 << 30
 _COMPLEX = {ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}
+_INDEX_BYTES = 8
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # The typed field that holds each type; all others are stored in int32_data.
 _FIELD_OF = {
@@ -78,6 +79,10 @@ def data_type(number: int) -> ir.DataType:
     return dtype
 
 
+SPARSE = "graphopt.sparse"
+"""In the metadata of a tensor: its zeros need not be stored (``saving``)."""
+
+
 def dense(sparse: onnx.SparseTensorProto, files: DataFiles) -> onnx.TensorProto:
     """The same tensor with its zeros.
 
@@ -102,7 +107,20 @@ def dense(sparse: onnx.SparseTensorProto, files: DataFiles) -> onnx.TensorProto:
     full = np.zeros(math.prod(shape), dtype.numpy())
     full[places] = ir.serde.TensorProtoTensor(values).numpy()
     raw = full.astype(full.dtype.newbyteorder("<"), copy=False).tobytes()
-    return onnx.TensorProto(name=values.name, data_type=values.data_type, dims=shape, raw_data=raw)
+    made = onnx.TensorProto(name=values.name, data_type=values.data_type, dims=shape, raw_data=raw)
+    made.metadata_props.add(key=SPARSE, value="1")
+    return made
+
+
+def without_zeros(tensor: ir.TensorProtocol) -> onnx.SparseTensorProto | None:
+    """The same without its zeros; None where that takes no less."""
+    array = tensor.numpy()
+    places = np.flatnonzero(array)
+    if not len(places) or (array.itemsize + _INDEX_BYTES) * len(places) >= array.nbytes:
+        return None
+    values = ir.to_proto(ir.tensor(array.reshape(-1)[places], dtype=tensor.dtype, name=tensor.name))
+    indices = ir.to_proto(ir.tensor(places.astype(np.int64)))
+    return onnx.SparseTensorProto(values=values, indices=indices, dims=array.shape)
 
 
 def _linear(indices: onnx.TensorProto, shape: tuple[int, ...], count: int) -> np.ndarray:

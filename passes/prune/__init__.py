@@ -3,8 +3,10 @@
 prune.channels    channels, neurons, heads and whole blocks: whatever saves most for what it does to the outputs
 prune.heads       heads of attention alone
 prune.layers      whole residual blocks alone
+prune.sparsity    single weights become zero, anywhere or in a pattern; shapes stay
 """
 
 from .channels import PruneChannels, PruneHeads, PruneLayers
+from .sparsity import PruneSparsity
 
-__all__ = ["PruneChannels", "PruneHeads", "PruneLayers"]
+__all__ = ["PruneChannels", "PruneHeads", "PruneLayers", "PruneSparsity"]
