@@ -90,10 +90,9 @@ class Work:
         remains = self.rewrite.remains()
         saving = _SAVED_BY[remains.of] if remains else _SAVED_BY["latency" if self._timed else "bytes"]
         plans = allocate.frontier(self.sites, grades, saving)
-        if saving == "macs" and self._timed and plans:
-            import os
-            faster = allocate.frontier(self.sites, grades, *os.environ.get('BLEND','macs,milliseconds').split(','))  # MACs that take time
-            if self._part(faster[0], "macs") <= (remains.part if remains else 1):
+        if remains is not None and saving == "macs" and self._timed and plans:
+            faster = allocate.frontier(self.sites, grades, "macs", "milliseconds")
+            if self._part(faster[0], "macs") <= remains.part:  # MACs that take time go first, if they suffice
                 plans = faster
         if not plans:
             return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)

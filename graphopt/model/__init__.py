@@ -31,8 +31,8 @@ from .weights import Place, graphs, is_large, parameters, swapped, weight_bytes,
 from .wire import reference
 
 __all__ = [
-    "SPARSE",
     "NOTES",
+    "SPARSE",
     "ExternalData",
     "Saved",
     "check",

@@ -78,7 +78,9 @@ def save(
     path = Path(path)
     _check_place(path, data_name)
     external = external_data == "always" or (external_data == "auto" and weight_bytes(model) >= EMBED_LIMIT_BYTES)
-    large = [place for place in places(model) if is_large(place.tensor) and (external or SPARSE not in place.tensor.metadata_props)]
+    large = [
+        place for place in places(model) if is_large(place.tensor) and (external or SPARSE not in place.tensor.metadata_props)
+    ]
     try:
         if external and large:
             return _save_external(model, large, path, data_name, durable)

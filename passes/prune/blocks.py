@@ -2,9 +2,8 @@
 
     y = x + f(x)   ->   y = x         Add, or Sum with more operands; f(x) and x of the same shape, whatever the sizes given
 
-All that serves nothing but f goes with it. What is left is wired as if the block had never been there: the value that takes
-the sum's place takes its name too, and so stands for it (``refit`` meets the original's sum with it). Of Relu(Relu(x)) one
-goes.
+All that serves nothing but f goes with it, and of Relu(Relu(x)) one. What computes x, if nothing else needs it, may learn to
+give x + f(x) itself (``refit``); in a network with Relu(x) + f, what is before that Relu learns to give x + f.
 
 Gromov et al., "The unreasonable ineffectiveness of the deeper layers", 2024, leave out blocks of transformers; for residual
 networks Veit et al., "Residual networks behave like ensembles of relatively shallow networks", 2016.
@@ -97,13 +96,15 @@ def _serving(join: ir.Node, branch: ir.Value) -> tuple[ir.Node, ...]:
     return tuple(gone)
 
 
-def leave_out(model: ir.Model, chosen: Sequence[Block]) -> list[ir.Value]:
-    """Leave blocks out, in place; the values that stand for their sums."""
-    found = []
+def leave_out(model: ir.Model, chosen: Sequence[Block]) -> dict[ir.Value, list[str]]:
+    """Leave blocks out, in place; the values that stand for their sums, each with the names of the branches that it may learn."""
+    found: dict[ir.Value, list[str]] = {}
     for block in chosen:
         if block.join.graph is None:
             continue  # it was part of another block
-        found.append(_short(model, block) if len(block.join.inputs) == 2 else _shorter(block))
+        name = block.branch.name or ""
+        value, learns = _short(model, block) if len(block.join.inputs) == 2 else (_shorter(block), False)
+        found.setdefault(value, []).extend([name] if learns else [])
         model.graph.remove([node for node in block.nodes if node.graph is not None], safe=True)
     for name, value in [*model.graph.initializers.items()]:
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
@@ -120,25 +121,27 @@ def _shorter(block: Block) -> ir.Value:
     return block.join.outputs[0]
 
 
-def _short(model: ir.Model, block: Block) -> ir.Value:
-    """The other operand itself, or what is before its Relu where another one follows."""
+def _short(model: ir.Model, block: Block) -> tuple[ir.Value, bool]:
+    """The other operand itself, or what is before its Relu where another one follows; and whether nothing else needs it."""
     total, left = block.join.outputs[0], block.join.inputs[1 - block.index]
     assert left is not None
     alone = {use.node for use in left.uses()} <= {block.join, *block.nodes} and not left.is_graph_output()
     convenience.replace_all_uses_with(total, left)
     model.graph.remove(block.join, safe=True)
     made = left.producer()
-    if not alone or made is None:
-        return left
-    if _is_relu(made) and all(_is_relu(use.node) or use.node in block.nodes for use in left.uses()):
+    if (
+        alone
+        and made is not None
+        and _is_relu(made)
+        and all(_is_relu(use.node) or use.node in block.nodes for use in left.uses())
+    ):
         before = made.inputs[0]
         assert before is not None
         if len([*before.uses()]) == 1 and before.producer() is not None and not before.is_graph_output():
             convenience.replace_all_uses_with(left, before)
             model.graph.remove(made, safe=True)
             left = before
-    left.name = total.name
-    return left
+    return left, alone
 
 
 def _is_relu(node: ir.Node) -> bool:

@@ -98,7 +98,9 @@ def measured(alone: Alone, sites: Sequence[Site], context: Context) -> dict[Site
         settings = [(site, middle(site.settings)) for site in sites]
         samples = _spare(context.data)
         data = _last(context.data, samples)
-        return {one.site: one.damage for one in sensitivity.alone(settings, open_with, session, data, context.progress, samples)}
+        return {
+            one.site: one.damage for one in sensitivity.alone(settings, open_with, session, data, context.progress, samples)
+        }
 
 
 def middle(values: Sequence[_T]) -> _T:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +46,15 @@ _LATE = 8
 
 @dataclass(frozen=True)
 class Step:
-    """A layer to be fitted: ``target``, of the same name in the original, is to be met, less the value ``minus``."""
+    """A layer to be fitted: ``target``, of the same name in the original, is to be met, less the value ``minus``.
+
+    ``plus``: values of the original that are added to the target, branches that were left out.
+    """
 
     layer: Layer
     target: ir.Value
     minus: str | None
+    plus: tuple[str, ...] = ()
 
     @property
     def made(self) -> str:
@@ -63,7 +67,7 @@ def refit(
     pruned: ir.Model,
     channels: Channels,
     kept: Kept,
-    stand_ins: Sequence[ir.Value],
+    stand_ins: Mapping[ir.Value, Sequence[str]],
     context: Context,
     data: Dataset,
 ) -> list[Change]:
@@ -74,7 +78,7 @@ def refit(
         pruned: The same with units and blocks removed; values and nodes have the names that they have there.
         channels: Of ``pruned`` before the removal.
         kept: What stays.
-        stand_ins: Values that stand for sums whose blocks were left out.
+        stand_ins: Values that stand for sums whose blocks were left out, with what of the original they are to learn as well.
         context: Opens sessions.
         data: What both are run on.
     """
@@ -109,7 +113,7 @@ def refit(
     return changes
 
 
-def _steps(pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Sequence[ir.Value]) -> list[Step]:
+def _steps(pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Mapping[ir.Value, Sequence[str]]) -> list[Step]:
     """The layers whose input is no longer what it was, or has fewer channels."""
     order = [*pruned.graph]
     position = {node: place for place, node in enumerate(order)}
@@ -127,7 +131,7 @@ def _steps(pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Sequence
         tainted.update(node.outputs)
         if found is None or output is None:
             continue
-        steps.append(Step(found, output, added[0].name if added else None))
+        steps.append(Step(found, output, added[0].name if added else None, tuple(stand_ins.get(output, ()))))
     return steps
 
 
@@ -154,9 +158,9 @@ def _moments(
     groups, k, out = matrix.shape
     found = tuple([Moments.empty(k, out) for _ in range(groups)] for _ in range(2))
     wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
-    names, goal = [reads, *([one.minus] if one.minus else [])], one.target.name or ""
-    for number, (whole, now) in enumerate(zip(before.run([goal]), after.run(names), strict=True)):
-        target = whole[goal]
+    names, goals = [reads, *([one.minus] if one.minus else [])], [one.target.name or "", *one.plus]
+    for number, (whole, now) in enumerate(zip(before.run(goals), after.run(names), strict=True)):
+        target = sum((whole[name] for name in goals[1:]), whole[goals[0]])
         if mask is not None and not mask.all():
             target = np.compress(mask, target, axis=1 if asked else -1)
         if one.minus:

@@ -22,7 +22,6 @@ from graphopt.graphs import constant
 
 from .blocks import Block
 
-
 _FUSED = 4
 """Nodes behind a contraction that a kernel takes in at most."""
 
@@ -36,9 +35,7 @@ class Saved:
     milliseconds: float
 
 
-def saved(
-    group: Group, gone: Array, macs: Mapping[ir.Node, int], times: Mapping[ir.Node, float], width: int = 1
-) -> Saved:
+def saved(group: Group, gone: Array, macs: Mapping[ir.Node, int], times: Mapping[ir.Node, float], width: int = 1) -> Saved:
     """What is saved when the units ``gone`` are removed; ``width``: how many channels are computed at once."""
     used: defaultdict[ir.Node, dict[tuple[ir.Value, int], Array]] = defaultdict(dict)
     for use in (*group.producers, *group.consumers):
@@ -59,7 +56,9 @@ def saved(
 def left_out(block: Block, macs: Mapping[ir.Node, int], times: Mapping[ir.Node, float]) -> Saved:
     """What is saved when a block is left out."""
     nodes = (*block.nodes, block.join)
-    weights = {value for node in nodes for value in node.inputs if value is not None and {*nodes} >= {u.node for u in value.uses()}}
+    weights = {
+        value for node in nodes for value in node.inputs if value is not None and {*nodes} >= {u.node for u in value.uses()}
+    }
     tensors = [tensor for value in weights if (tensor := constant(value)) is not None]
     return Saved(
         macs=sum(macs.get(node, 0) for node in nodes),

@@ -124,7 +124,7 @@ def _wanda(matrix: Array, moments: Array) -> Array:
 
 def _magnitude(matrix: Array, moments: Array) -> Array:
     del moments
-    return np.abs(matrix)
+    return np.asarray(np.abs(matrix))
 
 
 _SCORES: Mapping[Criterion, Callable[[Array, Array], Array]] = {

@@ -135,7 +135,9 @@ class PruneSparsity(LossyPass):
         elif self.options.pattern and k < Pattern.parse(self.options.pattern).of:
             why = f"its rows of {k} are shorter than the pattern"
         settings = () if why else self._settings(kind)
-        return Site(name, kind, settings, why=why or ("" if settings else "the options leave it alone"), nodes=(node.name or "",))
+        return Site(
+            name, kind, settings, why=why or ("" if settings else "the options leave it alone"), nodes=(node.name or "",)
+        )
 
     def _settings(self, kind: str) -> tuple[Setting, ...]:
         if self.options.pattern:
@@ -187,7 +189,7 @@ class PruneSparsity(LossyPass):
                 value = found[name].reads.name or ""
                 one = results[value][wanted[value].index(grams[name])]
                 order = _order(found[name])
-                products, mean = one.products[0] / one.count, one.sums[0] / one.count  # type: ignore[union-attr]
+                products, mean = one.products[0] / one.count, one.sums[0] / one.count
                 moments = products[np.ix_(order, order)]
                 if found[name].bias is not None or found[name].biasable:  # the bias takes the mean
                     moments = moments - np.outer(mean[order], mean[order])

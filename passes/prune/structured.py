@@ -134,7 +134,7 @@ class Structured(LossyPass):
         return self.remains() is not None or self.ratio is not None
 
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
-        """Every group of units that are removed together, with the numbers that may go, and every block; declined ones with why."""
+        """Every group of units that go together, with the numbers that may go, and every block; declined ones with why."""
         parts = self._parts(axes_prepared(model))
         found = [self._site(name, group, context) for name, group in parts.groups.items()]
         for name, block in parts.blocks.items():
