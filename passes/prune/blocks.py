@@ -97,7 +97,7 @@ def _serving(join: ir.Node, branch: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def leave_out(model: ir.Model, chosen: Sequence[Block]) -> dict[ir.Value, list[str]]:
-    """Leave blocks out, in place; the values that stand for their sums, each with the names of the branches that it may learn."""
+    """Leave blocks out, in place; the values that stand for their sums, each with the branches that it may learn, by name."""
     found: dict[ir.Value, list[str]] = {}
     for block in chosen:
         if block.join.graph is None:
