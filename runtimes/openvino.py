@@ -40,7 +40,7 @@ from .feeds import feed_problem
 _WARM_UP = 2  # runs of a profile
 _PROFILE_SECONDS = 10.0  # after which no further round is begun
 _NO_WORK = {"Parameter", "Constant", "Result"}  # operators of OpenVINO's graph that compute nothing
-_MULTIPLIES = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}
+_MULTIPLIES = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")  # how their types begin
 
 
 class OpenVino(Runtime):
@@ -87,7 +87,7 @@ class OpenVino(Runtime):
                     break
                 session.run(feed)
                 for node in session.counters() if index >= _WARM_UP else ():
-                    integer = node.node_type in _MULTIPLIES and node.exec_type.lower().endswith(("i8", "u8"))
+                    integer = node.node_type.startswith(_MULTIPLIES) and node.exec_type.lower().endswith(("i8", "u8"))
                     times[node.node_name, node.node_type, integer].append(1000 * node.real_time.total_seconds())
         return [
             NodeTime(name, op_type, target.provider, median(milliseconds), name.partition("/")[0], integer)
