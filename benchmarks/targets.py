@@ -80,14 +80,9 @@ def main() -> None:
                 figures["traps"][name] = trap(library, how, Path(temporary))
     absent = [f"- `{name}`: {found.why}." for name, found in here.items() if not found.ok]
     versions = {f"{target.runtime} {here[target.name].version}" for target in wanted if here[target.name].ok}
-    parts = [
-        f"Runtimes: {', '.join(sorted(versions))}.",
-        MODELS_TEXT.strip(),
-        models_table(figures["models"]),
-        "## int8 in the target's own style",
-        INT8_TEXT.strip(),
-    ]
-    parts += [int8_table(figures["int8"]), "## Known traps", TRAPS_TEXT.strip(), traps_table(figures["traps"])]
+    parts = [f"Runtimes: {', '.join(sorted(versions))}.", MODELS_TEXT.strip(), models_table(figures["models"])]
+    parts += ["## int8 in the target's own style", INT8_TEXT.strip(), int8_table(figures["int8"])]
+    parts += ["## Known traps", TRAPS_TEXT.strip(), traps_table(figures["traps"])]
     parts += ["## Targets that do not run here", "\n".join(absent) or "None."]
     common.publish("targets", "Targets: agreement, speed, what stays behind", parts, figures, options)
 
