@@ -154,7 +154,8 @@ def inputs(name: str, path: Path) -> dataset.Dataset:
         source, images = DATA[name]
         return dataset.open_dataset(str(common.zoo() / source), model.input_specs(loaded), images=images or None).first(16)
     with targets.runtime(_CPU).open(path, _CPU) as session:
-        dims = {key: size for key, size in DIMS.items() if key in str(model.input_specs(loaded))}
+        symbols = {dim for spec in model.input_specs(loaded) for dim in spec.shape or ()}
+        dims = {name: size for name, size in DIMS.items() if name in symbols}
         return generate(loaded, dims=dims, seed=0, runs=session.accepts).first(4)
 
 
