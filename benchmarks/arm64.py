@@ -1,4 +1,4 @@
-"""Models on arm64's kernels, under qemu: the ONNX file and the ``.ort`` file of its package, beside onnxruntime on this machine.
+"""Models on arm64's kernels, under qemu: the ONNX file and the ``.ort`` file of its package, beside this machine's answers.
 
     python benchmarks/arm64.py FOLDER                every model of the zoo
     python benchmarks/arm64.py FOLDER MODEL...       these
