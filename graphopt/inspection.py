@@ -87,7 +87,7 @@ def support(
             except GraphoptError as error:
                 cut = partitions.estimate(loaded, target, dims)
                 counted = {target.provider: cut.taken} if cut else {}
-                found.append(Support(target.name, False, here.why or error.what, counted, cut))
+                found.append(Support(target.name, False, error.what if here.ok else here.why, counted, cut))
             else:
                 cut = partitions.from_provider(loaded, target, assigned)
                 found.append(Support(target.name, True, "", dict(assigned.nodes), cut))

@@ -111,6 +111,12 @@ class Cut:
     """Limits of operators in the model that were not checked."""
 
     @property
+    def told(self) -> str:
+        """In a few words."""
+        parts = "1 partition" if self.partitions == 1 else f"{self.partitions} partitions"
+        return f"{parts} with {len(self.left)} of {self.nodes} nodes left behind"
+
+    @property
     def sites(self) -> list[Left]:
         """The nodes that stay behind, for people."""
         return [Left(site(node), _key(node), why) for node, why in self.left.items()]
@@ -231,6 +237,14 @@ def from_provider(model: ir.Model, target: Target, assigned: Partition) -> Cut:
         partitions=partitions if assigned.nodes.get(target.provider) else 0,
         left=left,
     )
+
+
+def change(before: Cut | None, after: Cut | None) -> list[str]:
+    """A sentence on what became of the partitions; none where they are not known."""
+    if before is None or after is None:
+        return []
+    who = "its provider" if after.judged_by == "provider" else "a table of its operators"
+    return [f"On {after.target}: {before.told} became {after.told}, by {who}."]
 
 
 def _cut(graph: ir.Graph, why_not: Callable[[ir.Node], str | None], left: dict[ir.Node, str], *, bodies: bool) -> int:

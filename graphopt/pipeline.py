@@ -411,6 +411,9 @@ class Run:
         if passed and (left := placement.left_behind(judged.partition, self.here)) is not None:
             self.notes.append(f"{left}.")
         if passed:
+            if self.here is not job.target:
+                ends = (partitions.estimate(stage.model, job.target) for stage in (self.stages[0], self.stages[-1]))
+                self.notes += partitions.change(*ends)
             with self.progress.stage(f"writing {job.output.name}"):
                 model.move(self.stages[-1].path, job.output)
         if not job.verify:

@@ -116,12 +116,11 @@ def _show_cut(found: Support) -> None:
             f"{found.target}: not known. {found.why}; and there is no table of its operators.", markup=False, soft_wrap=True
         )
         return
-    parts = "1 partition" if cut.partitions == 1 else f"{cut.partitions} partitions"
-    out.print(f"{found.target}: {parts}, {cut.taken:,} of {cut.nodes:,} nodes", markup=False, style="bold")
+    out.print(f"{found.target}: {cut.told}", markup=False, style="bold")
     if cut.judged_by == "provider":
         out.print(f"  said by {cut.source}, which loaded the file", markup=False)
     else:
-        out.print(f"  an estimate from a table, since it does not run here: {found.why}", markup=False, soft_wrap=True)
+        out.print(f"  an estimate from a table; it does not run here: {found.why}", markup=False, soft_wrap=True)
         out.print(f"  the table: {cut.source}", markup=False, soft_wrap=True)
     rows = [(operator, f"{number:,}", why) for operator, why, number in cut.reasons]
     if rows:

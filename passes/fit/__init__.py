@@ -104,8 +104,7 @@ class Fit(Pass):
                 break
             changes += trial.carry_out(model, plan)[1]
         if changes:
-            what = f"{_parts(first)} became {_parts(cut)}; {len(cut.left)} nodes stay behind, not {len(first.left)}"
-            changes.insert(0, Change("model", what, f"on {context.target.name}, by {_judge(cut)}"))
+            changes.insert(0, Change("model", f"{first.told} became {cut.told}", f"on {context.target.name}"))
         return [*changes, *_left_alone(cut, trial.refused)]
 
 
@@ -201,14 +200,6 @@ class _Trial:
 def _better(after: Cut, before: Cut) -> bool:
     """Whether fewer nodes stay behind, in no more partitions; a model of which nothing was taken had none."""
     return len(after.left) < len(before.left) and after.partitions <= (before.partitions or after.partitions)
-
-
-def _parts(cut: Cut) -> str:
-    return "1 partition" if cut.partitions == 1 else f"{cut.partitions} partitions"
-
-
-def _judge(cut: Cut) -> str:
-    return "its provider" if cut.judged_by == "provider" else "a table of its operators"
 
 
 def _left_alone(cut: Cut, refused: Mapping[str, str]) -> list[Change]:
