@@ -145,7 +145,8 @@ class Run:
         self.data: Dataset | None = None
         self.evidence: Evidence | None = None
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
-        self.here = self._here()
+        self.here, said = placement.here(job.target, required=job.timing or job.strict_provider)
+        self.notes += said
         self.runtime = targets.runtime(self.here)
         here = targets.availability(self.here)
         if not here.timed:
@@ -174,26 +175,6 @@ class Run:
             self.job = replace(self.job, timing=False)
 
     # ------------------------------------------------------------------------------------------------------- preparation
-
-    def _here(self) -> Target:
-        """What runs models in this run: the target; where that cannot run here and nothing is to be timed, the CPU instead.
-
-        Raises:
-            MissingError: The target cannot run here, and was to be timed, or to take all nodes.
-        """
-        target = self.job.target
-        found = targets.availability(target)
-        if found.ok:
-            return target
-        why = f"the target {target.name!r} cannot run here: {found.why}"
-        if self.job.timing or self.job.strict_provider:
-            instead = "To prepare a file for it here: --timing off compares outputs on this processor, and times nothing."
-            raise MissingError(why, hint=f"{found.hint} {instead}".strip())
-        self.notes.append(
-            f"{why[0].upper()}{why[1:]}. Outputs were compared on this processor, by onnxruntime: what the device itself "
-            "computes, and how fast, is not known."
-        )
-        return targets.load(targets.DEFAULT)
 
     def _open_model(self, candidate: ir.Model) -> Session:
         """The session factory that passes are given."""

@@ -1,4 +1,4 @@
-"""What a target's provider leaves to others: told in a sentence, or refused (``--strict-provider``)."""
+"""Where models run, and what a target's provider leaves to others: told in a sentence, or refused (``--strict-provider``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,25 @@ from .errors import MissingError, ModelError
 from .targets import Target
 
 _NAMED = 8
+
+
+def here(target: Target, *, required: bool) -> tuple[Target, list[str]]:
+    """What runs models: the target; where that cannot run here, the reference instead, with a note that says so.
+
+    Raises:
+        MissingError: The target cannot run here and is ``required``: it is to be timed, or to take all nodes.
+    """
+    found = targets.availability(target)
+    if found.ok:
+        return target, []
+    why = f"the target {target.name!r} cannot run here: {found.why}"
+    if required:
+        instead = "To prepare a file for it here: --timing off compares outputs on this processor, and times nothing."
+        raise MissingError(why, hint=f"{found.hint} {instead}".strip())
+    note = (
+        "Outputs were compared on this processor, by onnxruntime: what the device itself computes, and how fast, is not known."
+    )
+    return targets.load(targets.REFERENCE), [f"{why[0].upper()}{why[1:]}. {note}"]
 
 
 def of(path: Path, target: Target) -> Partition | None:
