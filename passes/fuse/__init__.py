@@ -8,7 +8,9 @@ clip        limits are merged
 gemm        MatMul and Add become Gemm, which transposes by itself
 pool        a mean over height and width is a GlobalAveragePool
 normalize   a LayerNormalization or an RMSNormalization written out
-activation  Gelu and HardSwish written out
+activation  Gelu, HardSwish and HardSigmoid written out
+enlarge     a Conv of 1 x 1 goes before the Resize that it can change places with
+linear      and into the MatMul before it
 residual    an Add that the runtime would fuse to its disadvantage
 state       an initial state of zeros is left out
 sequence    tensors are taken apart without a sequence
@@ -34,8 +36,10 @@ from .affine import fold_affine
 from .before import fold_affine_before
 from .clip import merge_limits
 from .contrib import use_contrib
+from .enlarge import multiply_before_enlarging
 from .gemm import transpose_in_gemm, use_gemm
 from .graph import Rule, Work
+from .linear import merge_linear_maps
 from .neutral import remove_neutral
 from .normalize import use_layer_normalization, use_rms_normalization
 from .pad import fold_pad
@@ -56,7 +60,7 @@ _RULES: Mapping[str, Sequence[Rule]] = {
     "Add": (remove_neutral, fold_affine, use_layer_normalization, use_gemm),
     "BatchNormalization": (fold_affine,),
     "Clip": (merge_limits,),
-    "Conv": (fold_affine_before,),
+    "Conv": (fold_affine_before, multiply_before_enlarging, merge_linear_maps),
     "Div": (remove_neutral, use_hard_swish, fold_affine),
     "Gemm": (transpose_in_gemm, fold_affine_before),
     "GRU": (drop_zero_state,),

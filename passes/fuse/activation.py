@@ -59,22 +59,12 @@ def use_hard_swish(work: Work, node: ir.Node) -> Change | None:
     for x, other in (factors, factors[::-1]) if len(factors) == 2 else ():
         written_out = _near(factor, 1 / 6) and _under_relu6(work, node, other) is x
         if work.opset < _HARD_SWISH_OPSET and written_out:
-            _multiply_by_hard_sigmoid(work, node, x)
+            work.add(node, "Mul", [x, work.insert(node, "HardSigmoid", [x], _HARD_SIGMOID, work.facts[node.outputs[0]])])
             return gate
         if work.opset >= _HARD_SWISH_OPSET and (written_out or (factor == 1 and _is_hard_sigmoid(work, node, other, x))):
             work.add(node, "HardSwish", [x])
             return Change(name, "made a HardSwish of its parts", "one operator computes it")
     return None
-
-
-def _multiply_by_hard_sigmoid(work: Work, node: ir.Node, x: ir.Value) -> None:
-    """Let x hardsigmoid(x, 1 / 6, 0.5) take the place of a node."""
-    assert node.graph is not None
-    known = work.facts[node.outputs[0]]
-    gate = ir.Value(name=work.new_name(f"{node.outputs[0].name}_gate"), type=known.type, shape=known.shape)
-    work.facts[gate] = known
-    node.graph.insert_before(node, ir.Node("", "HardSigmoid", [x], _HARD_SIGMOID, outputs=[gate], name=f"{site(node)}_gate"))
-    work.add(node, "Mul", [x, gate])
 
 
 def _is_replaceable(work: Work, node: ir.Node) -> bool:

@@ -162,6 +162,22 @@ class Work:
         self.remove_dead(node)
         return new.outputs[0]
 
+    def insert(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr],
+        known: ir.TypeAndShape,
+    ) -> ir.Value:
+        """The output of a new node before ``node``; ``known`` is its type and shape."""
+        assert node.graph is not None
+        name = self.new_name(f"{node.outputs[0].name}_{op_type.lower()}")
+        output = ir.Value(name=name, type=known.type, shape=known.shape)
+        self.facts[output] = known
+        node.graph.insert_before(node, ir.Node("", op_type, inputs, attributes, outputs=[output], name=name))
+        return output
+
     def put(self, node: ir.Node, index: int, array: np.ndarray, name: str) -> None:
         """Let input ``index`` of a node be a constant with these contents; the one that it replaces goes if it is not used.
 

@@ -231,6 +231,15 @@ def _range(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     return [(length,) if is_nonnegative(length) else None]
 
 
+def _resize(known: Symbolic, node: ir.Node) -> list[Dims | None]:
+    """Of the sizes that a Resize is given; by scales, ONNX's inference knows as much."""
+    sizes = known.known_numbers(node.inputs[3]) if len(node.inputs) > 3 else None
+    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+    if sizes is None or "axes" in node.attributes or policy != "stretch" or not all(map(is_nonnegative, sizes)):
+        return [None]
+    return [tuple(sizes)]
+
+
 def _tile(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     dims, times = known.dims(node.inputs[0]), known.known_numbers(node.inputs[1])
     return [None if dims is None or times is None else tuple(a * b for a, b in zip(dims, times, strict=True))]
@@ -263,6 +272,7 @@ DIMS = _table(
     (_matmul, "MatMul"),
     (_range, "Range"),
     (_reshape, "Reshape"),
+    (_resize, "Resize"),
     (_slice, "Slice"),
     (_split, "Split"),
     (_squeeze, "Squeeze"),

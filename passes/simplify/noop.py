@@ -15,7 +15,8 @@
     Where(true, x, y)                         ->   x, if x has the dimensions of the output; y for false
     x and true, x or false                    ->   x, if it keeps its dimensions
     x * 1, x / 1, x ** 1, x - 0, x + -0.0     ->   x, if it keeps its dimensions; x + 0 stays for floats: -0.0 + 0 is 0
-    Resize by 1                               ->   x, for scales that are all 1
+    Resize by 1                               ->   x, for scales that are all 1 or sizes that are those of x
+    Resize to computed sizes                  ->   Resize by constant scales, where each size is a whole multiple of x's
 
 A rule fires only where it is known that type and dimensions stay (``symbolic.py``), and not where an operator would have to be
 kept for something else that reads it.
@@ -30,7 +31,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import constant
+from graphopt.graphs import constant, site
 
 from .collapse import Collapse, has_one_place, is_only_for
 from .dims import Dim, product
@@ -44,6 +45,8 @@ from .symbolic import INTEGERS, slice_of, symbolic
 _SMALL = 4096
 """Constants up to so many elements are looked into."""
 _FIRST_SLICE_WITH_INPUTS = 10
+_SIZES = 3
+"""The input of a Resize that gives sizes."""
 
 
 def remove_round_trips(work: Work) -> list[Change]:
@@ -290,15 +293,32 @@ def _resize(edit: Collapse, node: ir.Node) -> None:
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     source = node.inputs[0]
     plain = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
-    if (
-        source is not None
-        and scales is not None
-        and scales.size
-        and plain
-        and np.all(scales.numpy() == 1)
-        and edit.keeps(node, source)
-    ):
+    by_size = len(node.inputs) > _SIZES and node.inputs[_SIZES] is not None
+    by_one = scales is not None and scales.size > 0 and bool(np.all(scales.numpy() == 1))
+    if source is not None and plain and (by_size or by_one) and edit.keeps(node, source):
         edit.put(node, source, "removed Resize", "it keeps every size")
+    elif by_size and plain and constant(node.inputs[_SIZES]) is None:
+        _resize_by_constants(edit, node)
+
+
+def _resize_by_constants(edit: Collapse, node: ir.Node) -> None:
+    """Give a Resize scales in place of computed sizes; runtimes know then what it does to each axis."""
+    dims, sizes = edit.known.dims(node.inputs[0]), edit.known.dims(node.outputs[0])
+    if dims is None or sizes is None or "axes" in node.attributes:
+        return
+    scales: list[float] = []
+    for dim, size in zip(dims, sizes, strict=True):
+        if dim == size:
+            scales.append(1.0)
+        elif isinstance(dim, int) and isinstance(size, int) and dim > 0 and size % dim == 0:
+            scales.append(size / dim)
+        else:
+            return
+    node.replace_input_with(2, edit.constant(node, np.array(scales, np.float32)))
+    node.resize_inputs(_SIZES)
+    edit.changes.append(
+        Change(site(node), "gave it constant scales", f"its sizes are always {scales} times those of its input")
+    )
 
 
 _RULES: dict[str, Callable[[Collapse, ir.Node], object]] = {

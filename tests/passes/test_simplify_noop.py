@@ -172,3 +172,20 @@ def test_biases_of_zero_on_top_of_each_other_go():
 
 def test_a_zero_that_makes_the_output_wider_stays():
     assert result_of("a = Add(x, zero)  y = Relu(a)", (1,), "float[2] zero = {0, 0}") == ["Add", "Relu"]
+
+
+RESIZE = 'n = Shape<start = 0, end = 1>(x)  s = Concat<axis = 0>(n, rest)  y = Resize<mode = "linear">(x, , , s)'
+
+
+def test_a_resize_to_the_sizes_that_its_input_has_goes():
+    body = RESIZE.replace("y =", "a =") + "  y = Relu(a)"
+    assert result_of(body, (2, 3, 4), "int64[3] rest = {2, 3, 4}", "float[A, B, C, D] y") == ["Relu"]
+
+
+def test_a_resize_to_computed_sizes_gets_the_scales_that_they_are():
+    assert result_of(RESIZE, (2, 3, 4), "int64[3] rest = {2, 6, 12}", "float[A, B, C, D] y") == ["Resize"]
+
+
+def test_a_resize_to_sizes_that_are_no_multiples_keeps_them():
+    found = result_of(RESIZE, (2, 3, 4), "int64[3] rest = {2, 5, 8}", "float[A, B, C, D] y")
+    assert found == ["Shape", "Concat", "Resize"]
