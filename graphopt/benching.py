@@ -17,12 +17,12 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from . import baseline, energy, environment, fresh, model, targets, timing
+from . import answers, baseline, energy, environment, fresh, model, placement, targets, timing
 from .baseline import Entry, Regression
 from .contracts import Feed, Progress, Session, SessionOptions, TensorSpec
-from .dataset import open_dataset
+from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
-from .errors import DataError, GraphoptError, MissingError, ModelError
+from .errors import BudgetError, DataError, GraphoptError, MissingError, ModelError
 from .targets import Target
 
 _ENERGY_SECONDS = 1.0
@@ -74,6 +74,12 @@ class Measured(BaseModel):
     """What of it was there before the model was loaded."""
     joules: float | None = None
     """Energy of a run, of the whole processor."""
+    left_behind: int | None = None
+    """Nodes that do not run on the target's provider; None: there is but one, or it does not tell."""
+    agrees: bool | None = None
+    """Whether the target computes what onnxruntime's CPU provider computes; None where there is nothing to compare with."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with what was timed."""
     notes: tuple[str, ...] = ()
     """Why a figure is missing."""
     error: str | None = None
@@ -96,6 +102,8 @@ class Options:
     """None: the target's."""
     cold: bool = True
     """Whether a fresh process tells the cold start and the memory."""
+    strict_provider: bool = False
+    """Whether a node on another provider than the target's is an error."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,13 @@ def _row(case: _Case, options: Options, meter: energy.Counters, progress: Progre
     Raises:
         GraphoptError: The model cannot be run like this.
     """
-    feed = _feed(case.path, case.target, options, case.batch)
+    data = _samples(case.path, case.target, options, case.batch)
+    feed = next(iter(data.batches())).feed
+    judged = _judged(case, data, options)
     open_session = partial(_open, case.target, case.path, case.threads)
     found = timing.measure(open_session, feed, limit_seconds=options.time_limit, progress=progress)
     notes = [] if meter.packages else [f"energy: {meter.why}"]
-    fields: dict[str, object] = {}
+    fields: dict[str, object] = {**judged}
     if options.cold:
         with progress.stage("a fresh process"):
             try:
@@ -161,7 +171,7 @@ def _row(case: _Case, options: Options, meter: energy.Counters, progress: Progre
                 notes.append(f"cold start and memory: {error.what}")
             else:
                 cold = ColdStart(import_ms=first.import_ms, load_ms=first.load_ms, first_run_ms=first.first_run_ms)
-                fields = {"cold_start": cold, "peak_bytes": first.peak_bytes, "base_bytes": first.base_bytes}
+                fields |= {"cold_start": cold, "peak_bytes": first.peak_bytes, "base_bytes": first.base_bytes}
     row = Measured(
         model=str(case.path),
         target=case.target.name,
@@ -182,6 +192,27 @@ def _row(case: _Case, options: Options, meter: energy.Counters, progress: Progre
         notes=tuple(notes),
     )
     return row.model_copy(update=fields), found
+
+
+def _judged(case: _Case, data: Dataset, options: Options) -> dict[str, object]:
+    """Whether what is timed is what the model says, and all on the target's provider.
+
+    Raises:
+        MissingError: It is not, and ``strict_provider`` was asked for.
+        ModelError, DataError: The target cannot run the model.
+    """
+    partition = placement.of(case.path, case.target)
+    if options.strict_provider:
+        placement.require_all(partition, case.target, case.path.name)
+    own = answers.check_file(case.path, case.target, data)
+    left = placement.left_behind(partition, case.target)
+    wrong = answers.wrong(case.path.name, case.target, own) if own is not None and own.problems else None
+    return {
+        "left_behind": None if partition is None else len(partition.left_behind),
+        "agrees": None if own is None else not own.problems,
+        "warnings": tuple(each for each in (left and f"{case.path.name} on {case.target.name}: {left}.", wrong) if each),
+        "exit_code": 0 if wrong is None else BudgetError.exit_code,
+    }
 
 
 def _joules(open_session: Callable[[], Session], feed: Feed, meter: energy.Counters, found: timing.Latency) -> float:
@@ -244,8 +275,13 @@ def _open(target: Target, path: Path, threads: int | None = None) -> Session:
     return targets.runtime(target).open(path, target, SessionOptions(threads=threads or target.threads))
 
 
-def _feed(path: Path, target: Target, options: Options, batch: int = 1) -> Feed:
-    """The data's first samples, or generated ones.
+def _feed(path: Path, target: Target, options: Options) -> Feed:
+    """One sample, as ``_samples``."""
+    return next(iter(_samples(path, target, options).batches())).feed
+
+
+def _samples(path: Path, target: Target, options: Options, batch: int = 1) -> Dataset:
+    """The data's first samples, or generated ones, in one run.
 
     Raises:
         DataError: The model, or the data, cannot be batched like this.
@@ -259,12 +295,13 @@ def _feed(path: Path, target: Target, options: Options, batch: int = 1) -> Feed:
         with _open(target, path) as session:
             dims = {**_batched(specs, batch), **(options.dims or {})}
             data = generate(loaded, dims=dims, samples=batch, seed=options.seed, runs=session.accepts)
-    found = next(iter((data.batched(batch) if data.splittable else data).first(batch).batches()))
+    data = (data.batched(batch) if data.splittable else data).first(batch)
+    found = next(iter(data.batches()))
     if batch > 1 and found.samples != batch:
         raise DataError(
             f"a run of {batch} samples is not possible: the batch size is fixed at {found.samples}", where=str(path)
         )
-    return found.feed
+    return data
 
 
 def _batched(specs: Sequence[TensorSpec], batch: int) -> dict[str, int]:

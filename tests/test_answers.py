@@ -124,6 +124,20 @@ def test_compare_flags_a_target_that_computes_the_first_model_wrongly(bent: dict
     assert any("computes m.onnx wrongly" in note for note in json.loads(done.stdout)["notes"])
 
 
+def test_bench_flags_times_of_wrong_answers_and_nodes_on_other_providers(bent: dict[str, str], tmp_path: Path) -> None:
+    source = write(small_cnn(), tmp_path / "m.onnx")
+    how = ("bench", source, "--time-limit", "0.2", "--cold-start", "off", "--json", "--target")
+    wrong = graphopt(bent, *how, target(tmp_path, "wrong and leaves one"))
+    assert wrong.returncode == 5, wrong.stderr
+    [row] = json.loads(wrong.stdout)
+    assert (row["agrees"], row["left_behind"]) == (False, 1)
+    assert any("computes m.onnx wrongly" in warning for warning in row["warnings"])
+    assert any("conv2 (Conv, on CPUExecutionProvider)" in warning for warning in row["warnings"])
+    assert graphopt(bent, *how, target(tmp_path, "leaves one"), "--strict-provider").returncode == 6
+    right = graphopt(bent, *how, target(tmp_path, "right"))
+    assert (right.returncode, json.loads(right.stdout)[0]["agrees"]) == (0, True)
+
+
 def test_nodes_that_run_elsewhere_are_told_and_an_error_when_asked(bent: dict[str, str], tmp_path: Path) -> None:
     done = optimize(bent, tmp_path, "leaves one")
     assert done.returncode == 0, done.stderr

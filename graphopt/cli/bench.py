@@ -74,6 +74,7 @@ def _numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     metavar="DIR",
     help="Write bench.json and bench.html.",
 )
+@options.strict_provider
 @options.seed
 @options.as_json
 @options.verbose
@@ -93,13 +94,14 @@ def command(
     time_limit: float,
     cold_start: str,
     folder: Path | None,
+    strict_provider: bool,
     seed: int,
     json_: bool,
 ) -> int:
     """Measure each MODEL on each target; with --baseline, fail if one became slower than it was.
 
     A target that is named and does not run here ends in exit code 6, after the others were measured; with --target all
-    only those that run here count.
+    only those that run here count. One that computes something else than onnxruntime's CPU provider ends in exit code 5.
 
     Against a baseline the model file that it was taken of is timed too, interleaved, when it is still there: keep it.
     Without it the stored figures serve, with a wide margin and a warning.
@@ -123,7 +125,7 @@ def command(
         hint = "Name the targets, and leave --batch and --threads away."
         raise UsageError("a baseline is of named targets, in their own batch size and threads", hint=hint)
     wanted = [targets.load(name) for name in (targets.names() if every else target_names)]
-    choices = benching.Options(data, images, dims, time_limit, seed, batches, threads, cold_start == "on")
+    choices = benching.Options(data, images, dims, time_limit, seed, batches, threads, cold_start == "on", strict_provider)
     if against is not None:
         return _gate(models, wanted, against, max_regression, choices, {"junit": junit, "markdown": markdown}, json_=json_)
     if folder is not None:

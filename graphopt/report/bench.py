@@ -67,6 +67,7 @@ def reasons(rows: Sequence[Measured]) -> list[str]:
     lines += [f"{row.model} on {row.target}: {row.error}" for row in rows if row.error is not None and not row.absent]
     absent = dict.fromkeys((row.target, row.error or "") for row in rows if row.absent)
     lines += [f"not here: {target} ({why})" for target, why in absent]
+    lines += [*dict.fromkeys(warning for row in done for warning in row.warnings)]
     lines += [f"not measured: {note}" for note in dict.fromkeys(note for row in done for note in row.notes)]
     return lines
 
