@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--only", nargs="*", metavar="MODEL", help="these models only")
     parser.add_argument("--targets", nargs="*", metavar="NAME", help="these targets only")
+    parser.add_argument("--int8", nargs="*", default=["openvino-cpu"], metavar="NAME", help="targets of the second table")
+    parser.add_argument("--resume", action="store_true", help="take what --json FILE holds already, and measure the rest")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
@@ -68,16 +70,26 @@ def main() -> None:
     paths = sorted((common.zoo() / "models").glob("*.onnx"))
     paths = [path for path in paths if not options.only or path.stem in options.only]
     figures: dict[str, Any] = {"models": {}, "int8": {}, "traps": {}}
+    if options.resume and options.json and options.json.exists():
+        figures = json.loads(options.json.read_text())["figures"]
+
+    def once(part: str, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        if name not in figures[part]:
+            figures[part][name] = measure()
+            print(part, name, figures[part][name], file=sys.stderr, flush=True)
+            if options.json:
+                options.json.write_text(json.dumps({"figures": figures}))
+
     with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for target in (target for target in wanted if here[target.name].ok):
             for path in paths:
-                figures["models"][f"{path.stem} on {target.name}"] = in_a_process(path, target, Path(temporary))
-            timed = [name for name in INT8 if here[target.name].timed and (not options.only or name in options.only)]
-            for name in timed if target.quantization is not None else ():
-                figures["int8"][f"{name} on {target.name}"] = int8(name, target, Path(temporary))
+                once("models", f"{path.stem} on {target.name}", partial(in_a_process, path, target, folder))
+            for name in INT8 if target.name in options.int8 else ():
+                once("int8", f"{name} on {target.name}", partial(int8, name, target, folder))
         if "qnn-htp" in here and here["qnn-htp"].ok:
             for name, (library, how) in TRAPS.items():
-                figures["traps"][name] = trap(library, how, Path(temporary))
+                once("traps", name, partial(trap, library, how, folder))
     absent = [f"- `{name}`: {found.why}." for name, found in here.items() if not found.ok]
     versions = {f"{target.runtime} {here[target.name].version}" for target in wanted if here[target.name].ok}
     parts = [f"Runtimes: {', '.join(sorted(versions))}.", MODELS_TEXT.strip(), models_table(figures["models"])]
@@ -114,7 +126,6 @@ def in_a_process(path: Path, target: Any, folder: Path) -> dict[str, Any]:
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(path.stem, target.name, found, file=sys.stderr, flush=True)
     return found
 
 
@@ -222,7 +233,6 @@ def int8(name: str, target: Any, folder: Path) -> dict[str, Any]:
         "integers": next((row["why"] for row in report["passes"] if row["name"] == "quantize.static"), ""),
         "bytes": model.file_bytes(out),
     }
-    print(name, target.name, found, file=sys.stderr, flush=True)
     return found
 
 
