@@ -67,29 +67,7 @@ def main() -> None:
     wanted = [targets.load(name) for name in options.targets or targets.names()]
     wanted = [target for target in wanted if not targets.is_reference(target)]
     here = {target.name: targets.availability(target) for target in wanted}
-    paths = sorted((common.zoo() / "models").glob("*.onnx"))
-    paths = [path for path in paths if not options.only or path.stem in options.only]
-    figures: dict[str, Any] = {"models": {}, "int8": {}, "traps": {}}
-    if options.resume and options.json and options.json.exists():
-        figures = json.loads(options.json.read_text())["figures"]
-
-    def once(part: str, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        if name not in figures[part]:
-            figures[part][name] = measure()
-            print(part, name, figures[part][name], file=sys.stderr, flush=True)
-            if options.json:
-                options.json.write_text(json.dumps({"figures": figures}))
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for target in (target for target in wanted if here[target.name].ok):
-            for path in paths:
-                once("models", f"{path.stem} on {target.name}", partial(in_a_process, path, target, folder))
-            for name in INT8 if target.name in options.int8 else ():
-                once("int8", f"{name} on {target.name}", partial(int8, name, target, folder))
-        if "qnn-htp" in here and here["qnn-htp"].ok:
-            for name, (library, how) in TRAPS.items():
-                once("traps", name, partial(trap, library, how, folder))
+    figures = collected([target for target in wanted if here[target.name].ok], options)
     absent = [f"- `{name}`: {found.why}." for name, found in here.items() if not found.ok]
     versions = {f"{target.runtime} {here[target.name].version}" for target in wanted if here[target.name].ok}
     parts = [f"Runtimes: {', '.join(sorted(versions))}.", MODELS_TEXT.strip(), models_table(figures["models"])]
@@ -114,6 +92,33 @@ is a transformer of 4 layers, 256 wide, on 128 tokens, with random weights.
 TRAPS_TEXT = """
 Back ends that are known to give wrong answers without an error. Each must end in an error, in a flag, or in right answers.
 """
+
+
+def collected(wanted: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of all three tables, written to ``--json`` as they come."""
+    paths = sorted((common.zoo() / "models").glob("*.onnx"))
+    paths = [path for path in paths if not options.only or path.stem in options.only]
+    figures: dict[str, Any] = {"models": {}, "int8": {}, "traps": {}}
+    if options.resume and options.json and options.json.exists():
+        figures = json.loads(options.json.read_text())["figures"]
+
+    def once(part: str, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        if name not in figures[part]:
+            figures[part][name] = measure()
+            print(part, name, figures[part][name], file=sys.stderr, flush=True)
+            if options.json:
+                options.json.write_text(json.dumps({"figures": figures}))
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for target in wanted:
+            for path in paths:
+                once("models", f"{path.stem} on {target.name}", partial(in_a_process, path, target, folder))
+            for name in INT8 if target.name in options.int8 else ():
+                once("int8", f"{name} on {target.name}", partial(int8, name, target, folder))
+            for name, (library, how) in TRAPS.items() if target.name == "qnn-htp" else ():
+                once("traps", name, partial(trap, library, how, folder))
+    return figures
 
 
 def in_a_process(path: Path, target: Any, folder: Path) -> dict[str, Any]:
@@ -223,7 +228,7 @@ def int8(name: str, target: Any, folder: Path) -> dict[str, Any]:
     images = DATA.get(name, ("", ""))[1]
     feed = dataset.open_dataset(where, model.input_specs(model.load(source)), images=images or None)
     metric, timed = report["validation"]["metric"], report["timing"]
-    found = {
+    return {
         "metric": metric["name"],
         "before": metric["before"],
         "after": metric["after"],
@@ -233,7 +238,6 @@ def int8(name: str, target: Any, folder: Path) -> dict[str, Any]:
         "integers": next((row["why"] for row in report["passes"] if row["name"] == "quantize.static"), ""),
         "bytes": model.file_bytes(out),
     }
-    return found
 
 
 def encoder(path: Path, width: int = 256, tokens: int = 128, layers: int = 4, heads: int = 4) -> Path:
