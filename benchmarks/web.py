@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt import model, targets, timing
+from graphopt import evaluate, model, targets, timing
 from graphopt.contracts import Array, Feed, Runtime, Silent
 from graphopt.dataset.generate import generate
 from graphopt.errors import GraphoptError
@@ -68,7 +68,7 @@ def main() -> None:
     text = (
         f"In {browser} with onnxruntime-web {npm.package()[1]}. *Difference*: the largest of any output, relative to its peak. "
         "*ms*: CPU time of the page's main thread, one thread. "
-        "*A/A*: the speed-up of a file over itself, and its 95 % interval."
+        "*A/A*: the speed-up of a file over itself, and its 95 % interval. What is called wrong, `optimize` and `compare` flag."
     )
     parts = [
         text,
@@ -127,7 +127,7 @@ def _int8(folder: Path, name: str, data: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    differences = [f"{value:.1e}" if isinstance(value, float) else value for value in (row["wasm"], row["webgpu"])]
+    differences = [_judged(value) for value in (row["wasm"], row["webgpu"])]
     speedup, low, high = row["aa"]
     return (
         row["model"],
@@ -137,6 +137,13 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         f"{row['wasm_ms'] / row['native_ms']:.1f}×",
         f"{speedup:.3f} ({low:.3f} to {high:.3f})",
     )
+
+
+def _judged(difference: float | str) -> str:
+    """A difference, and whether graphopt calls the answers wrong for it."""
+    if isinstance(difference, str):
+        return difference
+    return f"{difference:.1e}{'' if difference <= evaluate.TOLERANCES['float32'] else ': wrong'}"
 
 
 def _int8_cells(row: dict[str, Any]) -> tuple[object, ...]:
