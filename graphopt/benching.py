@@ -65,6 +65,7 @@ class Measured(BaseModel):
     wall_p50_ms: float | None = None
     runs_per_second: float | None = None
     samples_per_second: float | None = None
+    """By the clock; by median wall time where numbers of threads are compared, since CPU time is one thread's."""
     load_ms: float | None = None
     """Time to load the model when the runtime is there already."""
     cold_start: ColdStart | None = None
@@ -162,6 +163,8 @@ def _row(case: _Case, options: Options, meter: energy.Counters, progress: Progre
     open_session = partial(_open, case.target, case.path, case.threads)
     found = timing.measure(open_session, feed, limit_seconds=options.time_limit, progress=progress)
     notes = [] if meter.packages else [f"energy: {meter.why}"]
+    if len(options.threads) > 1:
+        notes.append("CPU time with several threads: compare samples/s there, which is by wall time")
     fields: dict[str, object] = {**judged}
     if options.cold:
         with progress.stage("a fresh process"):
@@ -186,7 +189,7 @@ def _row(case: _Case, options: Options, meter: energy.Counters, progress: Progre
         mean_ms=found.mean_ms,
         wall_p50_ms=found.wall_p50_ms,
         runs_per_second=found.throughput,
-        samples_per_second=found.throughput * case.batch,
+        samples_per_second=case.batch * (1000 / found.wall_p50_ms if len(options.threads) > 1 else found.throughput),
         load_ms=1000 * found.load_seconds,
         joules=_joules(open_session, feed, meter, found) if meter.packages else None,
         notes=tuple(notes),

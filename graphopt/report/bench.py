@@ -38,7 +38,7 @@ def columns(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         "samples/s": [_NOT_KNOWN if row.samples_per_second is None else f"{row.samples_per_second:,.1f}" for row in done],
         "load": [_time(row.load_ms) for row in done],
         "first answer": [_time(row.cold_start.total_ms if row.cold_start else None) for row in done],
-        "memory": [_NOT_KNOWN if row.peak_bytes is None else units.size(row.peak_bytes).text for row in done],
+        "memory": [_memory(row) for row in done],
         "energy": [_NOT_KNOWN if row.joules is None else f"{1000 * row.joules:.3g} mJ" for row in done],
     }
     swept = {"batch", "threads"}
@@ -61,8 +61,8 @@ def reasons(rows: Sequence[Measured]) -> list[str]:
         lines.append(f"{batch} a run; latency in {'; '.join(clocks)}.")
     if any(row.cold_start for row in done):
         lines.append(
-            "First answer: a fresh process imports the runtime, loads the model and runs it once. "
-            "Memory: its peak, Python included."
+            "First answer: a fresh process imports the engine, loads the model and runs it once. "
+            "Memory: what the model adds to the peak of that process."
         )
     lines += [f"{row.model} on {row.target}: {row.error}" for row in rows if row.error is not None and not row.absent]
     absent = dict.fromkeys((row.target, row.error or "") for row in rows if row.absent)
@@ -162,6 +162,12 @@ def _short(paths: Sequence[str]) -> list[str]:
     names = [Path(path).name for path in paths]
     several = {name for name in names if len({path for path in paths if Path(path).name == name}) > 1}
     return [path if name in several else name for name, path in zip(names, paths, strict=True)]
+
+
+def _memory(row: Measured) -> str:
+    if row.peak_bytes is None or row.base_bytes is None:
+        return _NOT_KNOWN
+    return units.size(row.peak_bytes - row.base_bytes).text
 
 
 def _time(milliseconds: float | None) -> str:
