@@ -59,6 +59,7 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "Softplus": (activations.softplus,),
     "Split": (layout.split,),
     "Squeeze": (layout.reshape,),
+    "Sum": (activations.total,),
     "Transpose": (layout.transpose_merged,),
     "Unsqueeze": (layout.reshape,),
 }

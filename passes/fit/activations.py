@@ -6,7 +6,7 @@
                           = x/2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))                    approximate = tanh
     erf(x)                = s (1 - (a1 t + a2 t^2 + a3 t^3 + a4 t^4 + a5 t^5) exp(-x^2)),  t = 1 / (1 + p |x|),  s = sign x
     Softplus(x)           = max(x, 0) + log(1 + exp(-|x|))
-    -x = -1 x,    |x| = max(x, -1 x),    Reciprocal(x) = 1 / x
+    -x = -1 x,    |x| = max(x, -1 x),    Reciprocal(x) = 1 / x,    Sum(a, b, c) = (a + b) + c
 
 The form of erf is 7.1.26 of Abramowitz and Stegun (1964): |error| <= 1.5e-7, about one unit in the last place of float32
 at 1. The sign is clip(1e20 x, -1, 1), which is 0 at 0; where it is not 1 or -1, erf is below 1e-19. All others are the
@@ -20,7 +20,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .place import Place
+from .place import Place, Refused
 
 _P = 0.3275911
 _A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -106,6 +106,16 @@ def negate(place: Place) -> None:
 def absolute(place: Place) -> None:
     """Abs by Max."""
     place.put(place.only_output(), place.add("Max", place.x, place.add("Mul", place.x, -1.0)))
+
+
+def total(place: Place) -> None:
+    """Sum by Add, from the first to the last."""
+    result, *others = [value for value in place.node.inputs if value is not None]
+    for value in others:
+        result = place.add("Add", result, value)
+    if result is place.x:
+        raise Refused("it is the sum of one")
+    place.put(place.only_output(), result)
 
 
 def reciprocal(place: Place) -> None:

@@ -98,6 +98,7 @@ CASES: dict[str, tuple[onnx.ModelProto, dict[str, object]]] = {
     "HardSwish": (model("y = HardSwish(x)", X, Y), {}),
     "HardSwish without HardSigmoid": (model("y = HardSwish(x)", X, Y), {"missing": ("HardSwish", "HardSigmoid")}),
     "Softplus": (model("y = Softplus(x)", X, Y), {}),
+    "Sum": (model("y = Sum(x, w, x)", X, Y, w=normal(6)), {}),
     "Reciprocal": (model("y = Reciprocal(x)", X, Y), {}),
     "LayerNormalization": (
         model("y = LayerNormalization<axis = 2, epsilon = 0.01>(x, w, b)", X, Y, w=normal(6, 6), b=normal(6, 6, seed=1)),
