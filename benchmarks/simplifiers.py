@@ -45,16 +45,27 @@ PEERS = {
 CHAIN = ("onnxscript", "onnxsim", "OnnxSlim")
 OURS = "graphopt"
 FROZEN = "graphopt, simplify.freeze=true"
+ALONE = "graphopt, nothing but loading and saving"
+_SAVE = "model.save(loaded, out, durable=False)"  # as the others: without waiting until the disk has it
 _IMPORTS = "import numpy.random, lossless; from graphopt import model, recipe; recipe.load('lossless')"
 TOOLS = {
     **PEERS,
-    OURS: Simplifier((), _IMPORTS, "loaded = model.load(source); lossless.apply(loaded); model.save(loaded, out)"),
+    OURS: Simplifier((), _IMPORTS, f"loaded = model.load(source); lossless.apply(loaded); {_SAVE}"),
+    ALONE: Simplifier((), _IMPORTS, f"loaded = model.load(source); {_SAVE}"),
     FROZEN: Simplifier(
         (),
         _IMPORTS,
-        "loaded = model.load(source); lossless.apply(loaded, ['simplify.freeze=true']); model.save(loaded, out)",
+        f"loaded = model.load(source); lossless.apply(loaded, ['simplify.freeze=true']); {_SAVE}",
     ),
 }
+
+_SOURCES = (
+    "graphopt/model/*.py",
+    *(f"graphopt/{name}.py" for name in ("contracts", "garbage", "graphs", "recipe", "shapes", "skeleton", "walk")),
+    "graphopt/recipes/lossless.yaml",
+    *(f"passes/{family}/*.py" for family in ("simplify", "fuse", "shapes")),
+)
+"""What graphopt runs in these calls."""
 
 _WORKER = """
 import json, resource, sys, time
@@ -75,13 +86,11 @@ print("\\n" + json.dumps(taken))
 
 
 def version(name: str) -> str:
-    """What decides a tool's result: its pins, or the sources of graphopt as they are now; and how it is called."""
+    """What decides a tool's result: its pins, or the sources of graphopt's part as they are now; and how it is called."""
     tool = TOOLS[name]
     digest = hashlib.sha256(repr((tool.pins, tool.imports, tool.call, _WORKER)).encode())
     if not tool.pins:
-        for path in sorted(
-            p for room in ("graphopt", "passes") for p in (ROOT / room).rglob("*") if p.suffix in {".py", ".yaml"}
-        ):
+        for path in sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
