@@ -10,7 +10,7 @@ import pytest
 
 from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import assert_same_outputs
-from simplifying import operators
+from simplifying import operators, simplify
 
 SCALES = np.array([1, 1, 2, 2], np.float32)
 SMALL = "float[N, 96, 4, 4] x"
@@ -127,3 +127,61 @@ def test_a_picture_that_something_else_reads_stays():
     body = PICTURE.format("").replace("p1", "p")
     proto = model(body, SEQUENCE, "float[N, C, H, W] y, float[N, D, H, W] r", w=weight(5, 16), b=normal(5), **BACK)
     assert operators(fused(proto)) == operators(proto)
+
+
+# ---------------------------------------------------------------------------------------------------------- any pyramid at all
+
+MODES = [
+    ("nearest", "asymmetric"),
+    ("nearest", "half_pixel"),
+    ("linear", "half_pixel"),
+    ("linear", "align_corners"),
+    ("linear", "pytorch_half_pixel"),
+    ("linear", "asymmetric"),
+    ("cubic", "half_pixel"),
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_pyramid_gives_the_same_answers(seed: int):
+    rng = np.random.default_rng(seed)
+    outputs, levels = int(rng.integers(1, 70)), int(rng.integers(1, 5))
+    body, inputs, channels, weights = [], [], [], {}
+    for level in range(levels):
+        channels.append(int(rng.integers(40, 130)))
+        ratio, name = int(rng.choice([1, 2, 4, 8])), f"x{level}"
+        inputs.append(f"float[N, {channels[-1]}, {16 // ratio}, {16 // ratio}] {name}")
+        mode, coordinates = MODES[int(rng.integers(len(MODES)))]
+        attributes = f'mode = "{mode}", coordinate_transformation_mode = "{coordinates}"'
+        if rng.random() < 0.3:  # to sizes that are computed
+            weights[f"rest{level}"] = np.array([channels[-1], 16, 16])
+            body += [
+                f"n{level} = Shape<start = 0, end = 1>({name})",
+                f"s{level} = Concat<axis = 0>(n{level}, rest{level})",
+                f"r{level} = Resize<{attributes}>({name}, , , s{level})",
+            ]
+        else:
+            weights[f"scale{level}"] = np.array([1, 1, ratio, ratio], np.float32)
+            body.append(f"r{level} = Resize<{attributes}>({name}, , scale{level})")
+    whole = ", ".join(f"r{level}" for level in range(levels))
+    weights["w"] = rng.standard_normal((outputs, sum(channels), 1, 1)).astype(np.float32) / 10
+    bias = ""
+    if rng.random() < 0.6:
+        weights["b"], bias = rng.standard_normal(outputs).astype(np.float32), ", b"
+    body += [f"c = Concat<axis = 1>({whole})", f"y = Conv(c, w{bias})"]
+    proto = model("\n".join(body), ", ".join(inputs), opset=int(rng.choice([16, 18, 20])), **weights)
+    result = lossless(proto)
+    onnx.checker.check_model(result, full_check=True)
+    assert lossless(result) == result
+    for batch in (1, 3):
+        feeds = {
+            value.name: rng.standard_normal([batch, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])])
+            for value in proto.graph.input
+        }
+        assert_same_outputs(proto, result, {name: array.astype(np.float32) for name, array in feeds.items()}, 1e-5)
+
+
+def lossless(proto: onnx.ModelProto) -> onnx.ModelProto:
+    for rewrite in (simplify, fuse, simplify):
+        proto, _ = rewrite(proto)
+    return proto
