@@ -2,8 +2,8 @@
 
 Torch-Pruning works on torch modules and needs an environment of its own, with torch, onnx, onnxscript and torch-pruning 1.6.1,
 whose interpreter is given with ``--peer``. The networks are built there, grouped, and exported; cifar_resnet56 has the weights
-of GRAPHOPT_ZOO's file. Its criteria that need neither labels nor training are used, each with the same part of every group and
-with all groups ranked together.
+of GRAPHOPT_ZOO's file. Its criteria that need neither labels nor training are used: with the same part of every group
+and with all groups ranked together, of all groups and of those inside blocks alone.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def main() -> None:
     lefts = [str(left) for left in case.left]
     rows = [(key, *(_told(found[left]) for left in lefts)) for key, found in measured.items()]
     text = [
-        "Torch-Pruning 1.6.1 on the torch networks, graphopt on their exports after its lossless recipe. Groups are compared by "
-        "their numbers of channels; heads of attention count with all their channels.",
+        "Torch-Pruning 1.6.1 on the torch networks, graphopt on their exports after its lossless recipe. Groups are compared "
+        "by their numbers of channels; heads of attention count with all their channels.",
         common.table(("network", "groups, graphopt", "groups, Torch-Pruning", "only graphopt", "only Torch-Pruning"), grouped),
-        f"cifar_resnet56 before any training, and without labels: top-1 ({peer['before']:.3f} before), and in brackets the part of "
-        "the MACs that is left. Shortcuts that pad channels with zeros are written as convolutions for Torch-Pruning, which fails "
-        "on padded channels; graphopt prunes the file as it is.",
+        f"cifar_resnet56 before any training, and without labels: top-1 ({peer['before']:.3f} before), and in brackets the part "
+        "of the MACs that is left. Shortcuts that pad channels with zeros are written as convolutions for Torch-Pruning, which "
+        "fails on padded channels; graphopt prunes the file as it is.",
         common.table(("criterion", *(f"MACs {left}" for left in lefts)), rows),
     ]
     common.publish("peer_pruning", "Beside Torch-Pruning", text, figures, options)

@@ -24,7 +24,7 @@ LEFT = (0.81, 0.69, 0.5)
 _METHODS: dict[str, Callable[[], Any]] = {
     "L1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
     "L2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-    "FPGM": lambda: tp.importance.FPGMImportance(),
+    "FPGM": tp.importance.FPGMImportance,
 }
 
 
@@ -37,6 +37,7 @@ class Bottleneck(nn.Module):
         self.short = nn.Conv2d(i, o, 1, stride) if stride > 1 or i != o else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it gives for images, or for tokens."""
         y = self.c(functional.relu(self.b(functional.relu(self.a(x)))))
         return functional.relu(y + self.short(x))
 
@@ -62,6 +63,7 @@ class Inverted(nn.Module):
         self.residual = stride == 1 and i == o
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it gives for images, or for tokens."""
         return x + self.f(x) if self.residual else self.f(x)
 
 
@@ -88,6 +90,7 @@ class Encoder(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it gives for images, or for tokens."""
         n, length, _ = x.shape
         y = self.first(x)
         q, k, v = (f(y).view(n, length, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
@@ -106,6 +109,7 @@ class Vit(nn.Module):
         self.norm, self.head = nn.LayerNorm(384), nn.Linear(384, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it gives for images, or for tokens."""
         return self.head(self.norm(self.encoders(self.patches(x).flatten(2).transpose(1, 2))).mean(1))
 
 
@@ -131,6 +135,7 @@ class Resnet56(nn.Module):
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it gives for images, or for tokens."""
         x = functional.relu(self.stem(x))
         shorts = iter(self.short)
         for a, b in zip(self.a, self.b, strict=True):
