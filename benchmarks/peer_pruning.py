@@ -42,6 +42,7 @@ def listed(numbers: Sequence[int]) -> str:
 def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--peer", required=True, metavar="PYTHON", help="interpreter of an environment with Torch-Pruning")
+    parser.add_argument("--read", type=Path, help="figures of prune.py, as its --json wrote them, instead of pruning again")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     grouped: list[Sequence[object]] = []
@@ -63,9 +64,11 @@ def main() -> None:
             print(*grouped[-1], flush=True)
         case = prune.CASES[0]
         measured: dict[str, dict[str, Any]] = dict(peer["accuracy"])
-        for goal in ("size", "latency"):
-            found = {left: prune.pruned(case, left, folder / f"{left}.onnx", goal) for left in case.left}
-            measured[f"graphopt, --goal {goal}"] = {str(left): [one["macs"], one["after"]] for left, one in found.items()}
+        read = json.loads(options.read.read_text())["figures"] if options.read else {}
+        found = {left: read.get(f"{case.model} {left} latency") for left in case.left}
+        for left, one in found.items():
+            found[left] = one or prune.pruned(case, left, folder / f"{left}.onnx")
+        measured["graphopt"] = {str(left): [one["macs"], one["after"]] for left, one in found.items()}
     figures["accuracy"] = measured
     lefts = [str(left) for left in case.left]
     rows = [(key, *(_told(found[left]) for left in lefts)) for key, found in measured.items()]
@@ -73,9 +76,9 @@ def main() -> None:
         "Torch-Pruning 1.6.1 on the torch networks, graphopt on their exports after its lossless recipe. Groups are compared "
         "by their numbers of channels; heads of attention count with all their channels.",
         common.table(("network", "groups, graphopt", "groups, Torch-Pruning", "only graphopt", "only Torch-Pruning"), grouped),
-        f"cifar_resnet56 before any training, and without labels: top-1 ({peer['before']:.3f} before), and in brackets the part "
-        "of the MACs that is left. Shortcuts that pad channels with zeros are written as convolutions for Torch-Pruning, which "
-        "fails on padded channels; graphopt prunes the file as it is.",
+        f"cifar_resnet56 before any training, and without labels: top-1 ({peer['before']:.3f} before), and in brackets the "
+        "part of the MACs that is left. Shortcuts that pad channels with zeros are written as convolutions for Torch-Pruning, "
+        "which fails on padded channels; graphopt prunes the file as it is.",
         common.table(("criterion", *(f"MACs {left}" for left in lefts)), rows),
     ]
     common.publish("peer_pruning", "Beside Torch-Pruning", text, figures, options)
