@@ -40,6 +40,11 @@ class Block:
         return site(self.join)
 
     @property
+    def all(self) -> tuple[ir.Node, ...]:
+        """Every node that goes."""
+        return (*self.nodes, self.join)
+
+    @property
     def branch(self) -> ir.Value:
         """What the block adds."""
         value = self.join.inputs[self.index]

@@ -2,6 +2,7 @@
 
 l1, l2        norm of the weights that make the unit (Li et al. 2017)
 fpgm          distance to the other units: what lies in their middle can be replaced by them (He et al. 2019)
+batchnorm     scale of the batch norm behind the unit (Liu et al. 2017), where the recipe leaves batch norms; l2 elsewhere
 random        the yardstick for all others
 activation    mean square of what the unit gives, where layers read it
 wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
@@ -21,7 +22,7 @@ from graphopt.graphs import constant
 
 from .selection import Reader
 
-Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "random", "activation", "wanda"]
+Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "batchnorm", "random", "activation", "wanda"]
 
 
 def slices(use: Use, size: int) -> list[Array]:
@@ -36,6 +37,8 @@ def by_weights(group: Group, criterion: Criterion, random: np.random.Generator) 
     """Scores [size] from the weights that make the units."""
     if criterion == "random":
         return np.asarray(random.random(group.size))
+    if criterion == "batchnorm" and (found := _scales(group)) is not None:
+        return found
     made = [slices(use, group.size) for use in group.producers]
     vectors = [np.concatenate(parts) for parts in zip(*made, strict=True)]
     return _NORMS.get(criterion, _l2)(vectors)
@@ -51,6 +54,20 @@ def by_readers(readers: Sequence[Reader], size: int, criterion: Criterion) -> Ar
         within = reader.unit >= 0
         found += np.bincount(reader.unit[within], squares[within], size) / max(float(squares.sum()), 1e-30)
     return found
+
+
+def _scales(group: Group) -> Array | None:
+    """Absolute scales of the batch norms along the group, summed by unit; None where there is none."""
+    found = np.zeros(group.size)
+    norms = 0
+    for member in group.members:
+        tensor = constant(member.value)
+        reads = any(use.node.op_type == "BatchNormalization" and use.idx == 1 for use in member.value.uses())
+        if tensor is not None and reads:
+            within = member.units >= 0
+            found += np.bincount(member.units[within], np.abs(tensor.numpy().astype(np.float64))[within], group.size)
+            norms += 1
+    return found if norms else None
 
 
 def _l1(vectors: Sequence[Array]) -> Array:

@@ -55,7 +55,7 @@ def saved(group: Group, gone: Array, macs: Mapping[ir.Node, int], times: Mapping
 
 def left_out(block: Block, macs: Mapping[ir.Node, int], times: Mapping[ir.Node, float]) -> Saved:
     """What is saved when a block is left out."""
-    nodes = (*block.nodes, block.join)
+    nodes = block.all
     weights = {
         value for node in nodes for value in node.inputs if value is not None and {*nodes} >= {u.node for u in value.uses()}
     }

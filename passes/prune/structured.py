@@ -20,7 +20,7 @@ from graphopt import axes, cost
 from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
-from graphopt.contracts import Array, Change, Context, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
+from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
 
 from . import criteria, damage, readers, refit, selection, shares
 from .blocks import Block, blocks, leave_out
@@ -69,6 +69,10 @@ class _Known:
     selections: dict[str, Selection] = field(default_factory=dict)
     fitted: dict[str, dict[str, list[tuple[Array, Array]]]] = field(default_factory=dict)
     """By site and by weight, for the setting in the middle: the readers' weights and what is added to their biases."""
+    times: dict[str, tuple[float, dict[Setting, float]]] = field(default_factory=dict)
+    """By site: milliseconds of the layers that make or read it, and what of them each setting saves; where measured."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """By site: units, or 1 of a block."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Structured(LossyPass):
         times = shares.node_times(parts.model, profile)
         width = context.target.channels_at_once if self._on_the_clock(context) else 1
         harm = self._damage(parts, sites, known, context)
-        grades = {}
+        grades: dict[tuple[Site, Setting], Grade] = {}
         for site in sites:
             if site.name in parts.blocks:
                 gone = shares.left_out(parts.blocks[site.name], parts.macs, times)
@@ -162,7 +166,37 @@ class Structured(LossyPass):
                 gone = shares.saved(parts.groups[site.name], chosen.order[:count], parts.macs, times, width)
                 error = harm[site] * chosen.error[count] if count < len(chosen.error) else np.inf
                 grades[site, setting] = Grade(float(error), round(gone.macs), round(gone.bytes), gone.milliseconds)
+        if times:
+            for site in sites:
+                group = parts.groups.get(site.name)
+                nodes = parts.blocks[site.name].all if group is None else [u.node for u in (*group.producers, *group.consumers)]
+                spent = sum(times.get(node, 0.0) for node in {*nodes})
+                known.times[site.name] = spent, {setting: grades[site, setting].milliseconds for setting in site.settings}
         return grades
+
+    def figures(self, plan: Plan) -> Sequence[Figure]:
+        """What is left of each group and block, and the time of the layers that make or read it."""
+        if self._known is None:
+            return ()
+        sizes, times = self._known.sizes, self._known.times
+        settings = {site.name: setting for site, setting in plan.items()}
+
+        def gone(name: str) -> int:
+            value = settings[name].value if name in settings else 0
+            return value if isinstance(value, int) else sizes[name]
+
+        parts = [100 * (1 - gone(name) / size) for name, size in sizes.items()]
+        found = [
+            Figure("What is left of each group and block, in percent", "bars", _pair([100.0] * len(parts), parts), [*sizes])
+        ]
+        if times:
+            before = [1000 * spent for spent, _ in times.values()]
+            after = [
+                1000 * (spent - saved.get(settings[n], 0.0) if n in settings else spent) for n, (spent, saved) in times.items()
+            ]
+            title = "Microseconds of the layers that make or read a group: measured before, foreseen with it alone pruned"
+            found.append(Figure(title, "bars", _pair(before, after), [*times]))
+        return found
 
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Remove the planned numbers of units and the planned blocks, and fit what is left."""
@@ -267,6 +301,7 @@ class Structured(LossyPass):
                             reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
                         }
                         step(1)
+            known.sizes = {name: group.size for name, group in free.items()} | dict.fromkeys(parts.blocks, 1)
             self._known = known
         return self._known
 
@@ -295,6 +330,10 @@ class Structured(LossyPass):
                 count = _count(damage.middle(site.settings))
                 found[site] /= max(float(known.selections[site.name].error[count]), 1e-12)
         return found
+
+
+def _pair(before: Sequence[float], after: Sequence[float]) -> dict[str, Sequence[float]]:
+    return {"before": before, "after": after}
 
 
 def axes_prepared(model: ir.Model) -> ir.Model:

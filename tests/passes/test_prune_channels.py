@@ -93,7 +93,7 @@ def sizes(pruned: ir.Model) -> list[int]:
     return [node.inputs[1].const_value.shape.numpy()[0] for node in convs[:-1]]
 
 
-@pytest.mark.parametrize("other", ["l1", "l2", "random", "fpgm", "activation", "wanda"])
+@pytest.mark.parametrize("other", ["l1", "l2", "random", "fpgm", "batchnorm", "activation", "wanda"])
 def test_the_surgeon_leaves_less_error_than_other_criteria_on_correlated_channels(other: str) -> None:
     net = Net(x=["N", 12, 8, 8])
     before = net.model(net.conv(net.conv("x", 12, 12, kernel=1), 12, 5))
@@ -102,6 +102,20 @@ def test_the_surgeon_leaves_less_error_than_other_criteria_on_correlated_channel
     held_out = {"x": correlated(32, 12, rank=5, seed=3)}
     assert sizes(surgeon) == sizes(another) == [6]
     assert error(before, surgeon, held_out) <= error(before, another, held_out) * 1.02
+
+
+def test_channels_with_the_smallest_scales_of_batch_norms_go_first() -> None:
+    net = Net(x=["N", 4, 8, 8])
+    before = net.model(net.conv(net("Relu", net.norm(net.conv("x", 4, 8), 8)), 8, 4))
+    [scale] = [node.inputs[1] for node in before.graph if node.op_type == "BatchNormalization"]
+    assert scale is not None
+    assert scale.const_value is not None
+    largest = np.sort(np.abs(scale.const_value.numpy()))[4:]
+    after = prune(before, normal(before, 16), ratio=0.5, criterion="batchnorm", reconstruct=False).model
+    [left] = [node.inputs[1] for node in after.graph if node.op_type == "BatchNormalization"]
+    assert left is not None
+    assert left.const_value is not None
+    np.testing.assert_array_equal(np.sort(np.abs(left.const_value.numpy())), largest)
 
 
 def test_the_fitted_layer_is_the_least_squares_optimum() -> None:

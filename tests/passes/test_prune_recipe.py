@@ -72,3 +72,31 @@ def test_a_budget_without_a_goal_removes_as_much_as_it_allows(tmp_path: Path) ->
 def test_wrong_options_are_a_users_error(setting: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         ran(tmp_path, setting)
+
+
+def test_the_report_draws_what_is_left_of_each_group(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "ratio=0.25", max_drop=1.0)
+    [drawn] = report.passes[-1].figures
+    assert drawn.labels[0] == "conv1"
+    assert drawn.series["before"][0] == 100
+    assert drawn.series["after"][0] == 75
+
+
+def test_the_recipe_sparse_makes_zeros_and_stores_none_of_them(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=images)
+    source = write(small_cnn(channels=32), tmp_path / "m.onnx")
+    report = optimize(
+        source,
+        tmp_path / "out.onnx",
+        recipe="sparse",
+        data=str(tmp_path / "data.npz"),
+        settings=["prune.sparsity.amount=0.9", "prune.sparsity.store=sparse"],
+        max_drop=1.0,
+        timing=False,
+    )
+    assert report.passed
+    assert report.output is not None
+    assert report.output.bytes < 0.6 * report.input.bytes
+    assert any("90% of" in change.what for change in report.passes[-1].changes)
+    assert onnx.load(tmp_path / "out.onnx").graph.sparse_initializer
