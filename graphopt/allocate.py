@@ -69,17 +69,23 @@ def frontier(sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade]
     def saved(grade: Grade) -> float:
         return sum(float(getattr(grade, of)) / most[of] for of in savings if most[of] > 0)
 
-    steps: list[tuple[float, Site, Setting]] = []
-    for site in sites:
-        graded = [(max(grades[site, s].damage, 0.0), saved(grades[site, s]), s) for s in site.settings]
-        steps += [(slope, site, setting) for slope, setting in _hull(graded)]
-    steps.sort(key=lambda step: -step[0])  # stable: a site's own steps stay in order
     plans: list[Plan] = []
     plan: dict[Site, Setting] = {}
-    for _, site, setting in steps:
+    for _, site, setting in steps(sites, grades, saved):
         plan = {**plan, site: setting}
         plans.append(plan)
     return plans[::-1]
+
+
+def steps(
+    sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade], worth: Callable[[Grade], float]
+) -> list[tuple[float, Site, Setting]]:
+    """The settings on each site's convex hull of (damage, worth), those first that give most for the damage that they add."""
+    found: list[tuple[float, Site, Setting]] = []
+    for site in sites:
+        graded = [(max(grades[site, s].damage, 0.0), worth(grades[site, s]), s) for s in site.settings]
+        found += [(slope, site, setting) for slope, setting in _hull(graded)]
+    return sorted(found, key=lambda step: -step[0])  # stable: a site's own steps stay in order
 
 
 def _hull(graded: Sequence[tuple[float, float, Setting]]) -> Iterator[tuple[float, Setting]]:

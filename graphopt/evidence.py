@@ -6,6 +6,7 @@ onnxruntime's CPU provider gives, whatever the target is (``answers``); its time
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,6 +146,17 @@ class Evidence:
         except Unusable as error:
             return str(error)
         return self._over_budget(found, share)
+
+    def spent(self, candidate: Path) -> float:
+        """The part of the budget that a candidate spends on all samples; infinite where it cannot be run or compared."""
+        try:
+            with self.open_candidate(candidate) as session:
+                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+        except Unusable:
+            return math.inf
+        if self._over_budget(found) is None and (found.metric is None or not self.max_drop):
+            return 0.0
+        return math.inf if found.mismatches or not self.max_drop or not found.metric else found.metric.drop / self.max_drop
 
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""

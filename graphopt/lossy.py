@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 
 from . import allocate, cost, model, payoff, sensitivity
-from .contracts import Change, Context, LossyPass, Plan, Session, Setting, Site
+from .contracts import Change, Context, LossyPass, NodeTime, Plan, Session, Setting, Site
 from .errors import ModelError
 from .evidence import Evidence, Unusable
 from .graphs import constant
@@ -70,6 +70,26 @@ class Work:
         sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
         declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
         return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered), share)
+
+    def planned(self, wanted: Mapping[str, str]) -> Outcome:
+        """Change the sites that are named, to the settings with these labels, whatever it costs."""
+        plan = {site: one for site in self.sites for one in site.settings if wanted.get(site.name) == one.label}
+        if not plan:
+            return Outcome(True, "nothing to change: other passes have changed what was planned", self.declined)
+        candidate = model.clone(self.before.model)
+        changes = self.rewrite.apply(candidate, plan, self.context)
+        if (problem := self.trial.write(self.before, candidate, self.path)) is not None:
+            return Outcome(False, problem, self.declined)
+        return self._kept(plan, candidate, changes, [])
+
+    def times_changed(self, sites: Sequence[Site]) -> list[NodeTime] | None:
+        """Time of each node of the model before when these sites are changed; None where the target cannot run that."""
+        candidate = self._draft(allocate.harshest(sites))
+        if self.evidence.refused(self.path) is not None:
+            return None
+        nodes = [Site(node.name or "", node.op_type, (), nodes=(node.name or "",)) for node in self.before.model.graph]
+        found = payoff.attribute(self.evidence.profile(self.path), candidate, nodes)
+        return [NodeTime(node.name, node.op_type, "", spent, node.name) for node, spent in found.sites.items()]
 
     def together(self) -> Outcome:
         """Try plans from harsh to gentle; the first that holds the budget is kept."""

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, answers, inspection, metrics, model, observe, partitions, placement, sizes, targets, verdict
+from . import __version__, answers, inspection, joint, metrics, model, observe, partitions, placement, sizes, targets, verdict
 from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, Silent
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
@@ -36,7 +36,7 @@ from .journal import Done, Journal
 from .model import ExternalData
 from .recipe import Recipe, Step
 from .report.schema import ChangeRow, FigureRow, PassRow, Report
-from .stage import Stage
+from .stage import Outcome, Stage
 from .targets import Target
 from .trial import Trial, is_narrowed
 from .verdict import Judgement
@@ -308,9 +308,14 @@ class Run:
     def _run(self, journal: Journal) -> Report:
         job = self.job
         trial = self.trial()
+        together = joint.span(job.recipe)
         for index, step in enumerate(job.recipe.steps):
             if index < len(journal.done):
                 self._restore(journal.done[index], step)
+                continue
+            if index in together and len(journal.done) <= together.start:
+                if index == together.start:
+                    joint.Joint(self, journal, together).execute()
                 continue
             with self.progress.stage(f"{step.name} ({index + 1} of {len(job.recipe.steps)})"):
                 journal.add(*self.attempt(step, trial, journal.stage(index, step.name) / job.output.name))
@@ -344,6 +349,10 @@ class Run:
         growth = verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes)
         context = self.context(self.data, growth)
         outcome = trial.run(step.rewrite, before, path, context, self.job.recipe.share(step))
+        return self.record(step, before, outcome, begun)
+
+    def record(self, step: Step, before: Stage, outcome: Outcome, begun: float) -> tuple[PassRow, Path | None]:
+        """Go on with what came of a step that began at ``begun``; its row, and the file of the new stage if there is one."""
         if outcome.model is not None and outcome.path is not None:
             self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
         after = self.stages[-1]

@@ -54,8 +54,11 @@ class Recipe:
         The families of lossy passes (``prune``, ``quantize``) get equal parts, in turn, and what one leaves is there for those
         after it: else the first would spend all of it.
         """
+        from . import joint
         from .contracts import LossyPass
 
+        if any(self.steps[at] is step for at in joint.span(self)):
+            return 1.0
         lossy = [one.name.partition(".")[0] for one in self.steps if isinstance(one.rewrite, LossyPass)]
         families = [*dict.fromkeys(lossy)]
         family = step.name.partition(".")[0]

@@ -8,7 +8,7 @@ outcome says why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,10 +53,18 @@ class Trial:
         Raises:
             GraphoptError: The pass needs something from the user (an option, data, an extra).
         """
+        if isinstance(rewrite, LossyPass):
+            return self.guarded(rewrite, lambda: lossy.attempt(self, rewrite, before, path, context, share))
+        return self.guarded(rewrite, lambda: self._lossless(rewrite, before, path, context))
+
+    def guarded(self, rewrite: Pass | LossyPass, work: Callable[[], Outcome]) -> Outcome:
+        """What ``work`` of a pass came to; a defect is an outcome too.
+
+        Raises:
+            GraphoptError: The pass needs something from the user.
+        """
         try:
-            if isinstance(rewrite, LossyPass):
-                return lossy.attempt(self, rewrite, before, path, context, share)
-            return self._lossless(rewrite, before, path, context)
+            return work()
         except GraphoptError:
             raise
         except Exception as error:  # whatever a pass does wrong must not lose the run

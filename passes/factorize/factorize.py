@@ -5,7 +5,8 @@
 
 What a rank costs is the part of the layer's output energy that it loses, times what such a loss does to the model's outputs:
 measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds:
-the whole model is profiled once for each form, at a rank in the middle, and a layer's other ranks are in proportion).
+the whole model is profiled twice for each form, at a rank in the middle and at the smallest, and a layer's other ranks are on
+the line through both: two small operators have a price that no rank takes away).
 """
 
 from __future__ import annotations
@@ -332,16 +333,19 @@ class Factorize(LossyPass):
         by_name = {layer.name: layer for layer in layers(model)}
         saved = {(site, setting): -math.inf for site in sites for setting in site.settings}
         for kind in sorted({_option(setting).kind for site in sites for setting in site.settings}):
-            plan = {site: middle for site in sites if (middle := _middle(site, kind)) is not None}
-            after = self._times(model, plan, context)
-            for site, tried in plan.items():
+            offered = {site: [s for s in site.settings if _option(s).kind == kind] for site in sites}
+            plans = [
+                {site: some[len(some) // place] if place else some[-1] for site, some in offered.items() if some}
+                for place in (2, 0)
+            ]
+            middle, last = (self._times(model, plan, context) for plan in plans)
+            for site, tried in plans[0].items():
                 sizes = Sizes.of(by_name[site.name])
                 now = sum(before.get(node, 0.0) for node in site.nodes)
-                rate = after[site] / sizes.cost(_option(tried))
-                for setting in site.settings:
-                    option = _option(setting)
-                    if option.kind == kind:
-                        saved[site, setting] = now - rate * sizes.cost(option)
+                costs = [sizes.cost(_option(one)) for one in (tried, plans[1][site])]
+                for setting in offered[site]:
+                    spent = _line(costs, (middle[site], last[site]), sizes.cost(_option(setting)))
+                    saved[site, setting] = now - spent
         return saved
 
     def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
@@ -361,10 +365,14 @@ def _option(setting: Setting) -> Option:
     return setting.value
 
 
-def _middle(site: Site, kind: Kind) -> Setting | None:
-    """A setting of one form between gentle and harsh; None if the form is not offered."""
-    of_kind = [setting for setting in site.settings if _option(setting).kind == kind]
-    return of_kind[len(of_kind) // 2] if of_kind else None
+def _line(costs: Sequence[int], times: Sequence[float], cost: int) -> float:
+    """The time at a cost, on the line through two that were measured; in proportion where there is one, or the line falls."""
+    slope = (times[0] - times[1]) / (costs[0] - costs[1]) if costs[0] > costs[1] else 0.0
+    return (
+        times[0] + slope * (cost - costs[0])
+        if slope > 0
+        else times[0] * max(cost / costs[0], min(1.0, times[1] / max(times[0], 1e-9)))
+    )
 
 
 def _centred(layer: Layer, found: Sequence[observe.Grams]) -> _Moments:

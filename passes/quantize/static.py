@@ -116,9 +116,9 @@ class StaticQuantize(LossyPass):
             _freeze(model)
         network = self._analyze(model, context)
         learned = self._known(network)
-        if learned.choices is None:
+        if learned.choices is None and not context.draft:
             learned.choices, learned.changes = self._decide(network, context)
-        done = self._quantize(model, [site.name for site in plan], context, learned.choices)
+        done = self._quantize(model, [site.name for site in plan], context, learned.choices or refine.Choices())
         sums = {site.name: learned.sums[site.name] for site in plan if site.name in learned.sums}
         if sums and context.target.provider == "CPUExecutionProvider" and network.style.activations == "uint8":
             statement = Change("model", "where sums of products are exact", saturate.statement(sums))
@@ -229,6 +229,8 @@ class StaticQuantize(LossyPass):
             return self.options.method
         key, held = _identity(network)
         if key not in self._methods:
+            if context.draft:
+                return _METHODS[0]
             plan = {_site(operator): INT8 for operator in network.operators.values()}
 
             plain = {"rounding": "nearest", "bias_correction": "off"}

@@ -1,0 +1,287 @@
+"""Several lossy passes under one budget of accuracy: they all buy at one price.
+
+    maximize over the settings of all passes   sum of what is saved      subject to   drop of the metric <= budget
+
+At the best split every pass spends up to the same price: were damage dearer to one of them, what it bought last would save
+more elsewhere (Everett 1963). So the steps of all passes whose settings are graded (pruning, low rank) stand in one order, by
+what they save for the damage that they do, and a split of the budget is a number: how many steps are taken.
+
+What a step saves is what it saves in the end. The passes that follow the graded ones (the tail: int8) are run alone first; from
+then on a model's times are those that it has after them. Then, each judged end to end, by the file that would be written:
+
+    the tail alone;   the graded passes within most of the budget, then the tail;   if that does not pay, within less of it
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from . import allocate, lossy
+from .contracts import Array, Context, Grade, LossyPass, NodeTime
+from .stage import Outcome, Stage
+
+if TYPE_CHECKING:
+    from .journal import Journal
+    from .pipeline import Run
+    from .recipe import Recipe, Step
+    from .report.schema import PassRow
+
+_PARTS = (0.9, 0.5)
+"""Of the budget for the graded passes, where others follow: what these will cost is not known."""
+_PARTS_OF_ALL = (1.0, 0.7)
+"""Where none follow; the second if the first, fitted to all samples, does not hold."""
+_PROBED_ON = 256
+"""Samples of the data that weights are fitted to while the number of steps is searched for."""
+_FIRST = 0.1
+"""Damage, the noise-to-signal ratio of the outputs, that is tried first."""
+_PROBES = 6
+_TIMED_ON = 16
+"""Samples for the ranges of a model that is only timed."""
+_SIZE = 0.25
+"""What a part of the file is worth, to the same part of the time, under the goal of latency."""
+_CLOSE = 1.02
+"""Times as good as the tail alone that a split must be: less may be noise."""
+_NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
+
+
+def span(recipe: Recipe) -> range:
+    """The steps of a recipe that share the budget, from the first graded pass to the last lossy one; none where it is one."""
+    found = [at for at, step in enumerate(recipe.steps) if isinstance(step.rewrite, LossyPass)]
+    graded = [at for at in found if is_priced(recipe.steps[at])]
+    return range(graded[0], found[-1] + 1) if graded and len(found) > 1 else range(0)
+
+
+def is_priced(step: Step) -> bool:
+    """Whether how much the pass does is for the core to choose, setting by setting."""
+    return isinstance(step.rewrite, LossyPass) and step.rewrite.graded and not step.rewrite.decided()
+
+
+@dataclass(frozen=True)
+class _End:
+    """What came of one split: the stages and rows that the run would go on with."""
+
+    said: str
+    stages: Sequence[Stage]
+    rows: Sequence[PassRow]
+    files: Sequence[Path | None]
+    score: float
+    """How many times as fast as the original; as small, under that goal."""
+
+
+@dataclass(frozen=True)
+class _Bought:
+    """One step: a site's next setting, and what it saves for the damage that it does more than the one before."""
+
+    gain: float
+    place: int
+    """Of the pass in the recipe."""
+    site: str
+    setting: str
+    damage: float
+    """Of the site with this setting."""
+
+
+@dataclass
+class Joint:
+    """The steps ``places`` of a run's recipe, tried together."""
+
+    run: Run
+    journal: Journal
+    places: range
+    ends: list[_End] = field(default_factory=list)
+    spent: dict[int, float] = field(default_factory=dict)
+    """By the number of steps taken, the part of the budget that the graded passes spend."""
+
+    def __post_init__(self) -> None:
+        run, steps = self.run, self.run.job.recipe.steps
+        assert run.evidence is not None, "a recipe with a lossy pass is not started without data"
+        self.evidence, self.trial = run.evidence, run.trial()
+        self.steps = {at: steps[at] for at in self.places}
+        self.priced = [at for at in self.places if is_priced(steps[at])]
+        self.tail = range(self.priced[-1] + 1, self.places.stop)
+        self.base = (len(run.stages), len(run.rows))
+
+    def execute(self) -> None:
+        """Try splits of the budget; the run goes on with the best."""
+        run = self.run
+        self._end((), self._named(self.tail) + " alone" if self.tail else "nothing")
+        order = self._order()
+        tried = {0}
+        for part in (_PARTS if self.tail else _PARTS_OF_ALL) if order else ():
+            count = self._harshest(order, part)
+            if count not in tried:
+                tried.add(count)
+                places = dict.fromkeys(step.place for step in order[:count])
+                self._end(order[:count], f"{count} of {len(order)} steps of {self._named(places)} first")
+                if self.ends[-1].score > _CLOSE * self.ends[0].score and all(row.kept for row in self.ends[-1].rows):
+                    break
+        best = max(self.ends[1:], key=lambda end: end.score, default=self.ends[0])
+        best = best if best.score > _CLOSE * self.ends[0].score else self.ends[0]
+        run.stages += best.stages
+        run.rows += best.rows
+        for row, path in zip(best.rows, best.files, strict=True):
+            self.journal.add(row, path)
+        what = "as fast" if self._on_the_clock else "as small"
+        told = "; ".join(f"{end.said} {end.score:.2f} times {what}" for end in self.ends)
+        run.notes.append(f"The budget was shared by what each pass buys: {told}. Kept: {best.said}.")
+
+    def _named(self, places: Iterable[int]) -> str:
+        return " and ".join(dict.fromkeys(self.steps[at].name for at in places))
+
+    @property
+    def _on_the_clock(self) -> bool:
+        return self.trial.timing and self.trial.goal == "latency"
+
+    # -------------------------------------------------------------------------------------------------------------- order
+
+    def _order(self) -> list[_Bought]:
+        """All steps, those that save most for their damage first."""
+        run, before = self.run, self.run.stages[-1]
+        context = run.context(run.data)
+        if self._on_the_clock and self.tail:
+            context = replace(context, profile=self._times_in_the_end)
+        worth = self._worth(context)
+        found: list[_Bought] = []
+        for at in self.priced:
+            rewrite = self.steps[at].rewrite
+            assert isinstance(rewrite, LossyPass)
+
+            def graded(rewrite: LossyPass = rewrite, at: int = at) -> Outcome:
+                work = lossy.Work.begin(self.trial, rewrite, before, run.temporary / "grading" / "model.onnx", context)
+                with run.progress.stage(f"grading sites of {rewrite.name}"):
+                    grades = rewrite.grades(work.before.model, work.sites, work.context)
+                steps = allocate.steps(work.sites, grades, worth)
+                for gain, site, setting in steps:
+                    found.append(_Bought(gain, at, site.name, setting.label, grades[site, setting].damage))
+                return Outcome(True, "")
+
+            self.trial.guarded(rewrite, graded)
+        return sorted(found, key=lambda step: -step.gain)  # stable: a site's own steps stay in order
+
+    def _worth(self, context: Context) -> Callable[[Grade], float]:
+        """What a saving is worth: the part of the file, and of the time where that is the goal."""
+        before = self.run.stages[-1]
+        if not self._on_the_clock or context.profile is None:
+            return lambda grade: grade.bytes / before.bytes
+        whole = sum(kernel.milliseconds for kernel in context.profile(before.model)) or 1.0
+        return lambda grade: grade.milliseconds / whole + _SIZE * grade.bytes / before.bytes if grade.milliseconds > 0 else 0.0
+
+    def _times_in_the_end(self, graph: ir.Model) -> Sequence[NodeTime]:
+        """Time of each node of a model as it is after the tail's first pass that changes sites one by one."""
+        run, alone = self.run, {row.name: row for row in self.ends[0].rows}
+        context = run.context(None if run.data is None else run.data.first(_TIMED_ON))
+        for at in self.tail:
+            rewrite = self.steps[at].rewrite
+            if isinstance(rewrite, LossyPass) and rewrite.per_site and (row := alone[rewrite.name]).kept:
+                left = {change.site for change in row.changes if not change.done}
+                stage = replace(run.stages[-1], model=graph)
+                work = lossy.Work.begin(self.trial, rewrite, stage, run.temporary / "in-the-end" / "model.onnx", context)
+                sites = [site for site in work.sites if site.name not in left]
+                if sites and (times := work.times_changed(sites)) is not None:
+                    return times
+        assert context.profile is not None, "what is timed can be profiled"
+        return context.profile(graph)
+
+    # ------------------------------------------------------------------------------------------------------------- splits
+
+    def _harshest(self, order: Sequence[_Bought], part: float) -> int:
+        """How many steps may be taken so that a part of the budget holds, by models that are fitted to few samples.
+
+        Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
+        two, and halved between them, as a factor.
+        """
+        damage = _sums(order)
+        low, high = 0, len(order) + 1
+        at, factor = _FIRST, 3.0
+        with self.run.progress.stage("choosing how much of each pass") as step:
+            for _ in range(_PROBES):
+                count = int(np.searchsorted(damage, at, side="right"))
+                if not low < count < high:
+                    break
+                if self._spent(order, count) <= part:
+                    low = count
+                else:
+                    high = count
+                step(1)
+                if low and high <= len(order):
+                    at = math.sqrt(max(damage[low - 1], 1e-6) * damage[high - 1])
+                else:
+                    at *= factor if low else 1 / factor
+        return low
+
+    def _spent(self, order: Sequence[_Bought], count: int) -> float:
+        """The part of the budget that so many steps spend, with weights that are fitted to few samples."""
+        if count not in self.spent:
+            run = self.run
+            context = run.context(None if run.data is None else run.data.first(_PROBED_ON))
+            self._head(order[:count], context, run.temporary / "probe")
+            self.spent[count] = self.evidence.spent(run.stages[-1].path)
+            self._restore()
+        return self.spent[count]
+
+    def _end(self, taken: Sequence[_Bought], said: str) -> None:
+        """Take some steps, and let the tail follow."""
+        run = self.run
+        folder = self.journal.stage(self.places.start, f"split-{len(self.ends)}")
+        files = self._head(taken, run.context(run.data), folder)
+        for at in self.tail:
+            files.append(run.attempt(self.steps[at], self.trial, _file(folder, at, run))[1])
+        last = run.stages[-1].path
+        if self.evidence.spent(last) > 1:
+            score = 0.0
+        elif self._on_the_clock:
+            score = self.evidence.speedup(run.job.model, last)
+        else:
+            score = run.input.bytes / run.stages[-1].bytes
+        stages, rows = self.base
+        self.ends.append(_End(said, run.stages[stages:], run.rows[rows:], files, score))
+        self._restore()
+
+    def _head(self, taken: Sequence[_Bought], context: Context, folder: Path) -> list[Path | None]:
+        """Run the steps before the tail, the graded passes with the settings that were taken; the files that were made."""
+        wanted = {at: {step.site: step.setting for step in taken if step.place == at} for at in self.priced}
+        files = []
+        for at in range(self.places.start, self.tail.start):
+            step, path = self.steps[at], _file(folder, at, self.run)
+            if at not in wanted:
+                files.append(self.run.attempt(step, self.trial, path)[1])
+                continue
+            begun, before, rewrite = time.perf_counter(), self.run.stages[-1], step.rewrite
+            assert isinstance(rewrite, LossyPass)
+
+            def planned(rewrite: LossyPass = rewrite, before: Stage = before, path: Path = path, at: int = at) -> Outcome:
+                return lossy.Work.begin(self.trial, rewrite, before, path, context).planned(wanted[at])
+
+            outcome = self.trial.guarded(rewrite, planned) if wanted[at] else Outcome(True, _NOT_TAKEN)
+            files.append(self.run.record(step, before, outcome, begun)[1])
+        return files
+
+    def _restore(self) -> None:
+        """The run as it was before."""
+        stages, rows = self.base
+        del self.run.stages[stages:], self.run.rows[rows:]
+
+
+def _sums(order: Sequence[_Bought]) -> Array:
+    """For each step the damage of all that is taken up to it; of a site, of its last setting alone."""
+    before: dict[tuple[int, str], float] = {}
+    added = []
+    for step in order:
+        added.append(step.damage - before.get((step.place, step.site), 0.0))
+        before[step.place, step.site] = step.damage
+    return np.cumsum(added)
+
+
+def _file(folder: Path, at: int, run: Run) -> Path:
+    """Where the model after a step goes."""
+    path = folder / str(at) / run.job.output.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
