@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 
 _PARTS = (0.9, 0.5)
 """Of the budget for the graded passes, where others follow: what these will cost is not known."""
-_PARTS_OF_ALL = (1.0, 0.7)
-"""Where none follow; the second if the first, fitted to all samples, does not hold."""
-_PROBED_ON = 256
-"""Samples of the data that weights are fitted to while the number of steps is searched for."""
+_FACTOR = 3.0
+_LEAST = 1e-6
 _FIRST = 0.1
 """Damage, the noise-to-signal ratio of the outputs, that is tried first."""
-_PROBES = 6
+_PROBES = 5
+"""Numbers of steps that are tried at most."""
 _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
 _SIZE = 0.25
@@ -65,6 +64,17 @@ def is_priced(step: Step) -> bool:
 
 
 @dataclass(frozen=True)
+class _Head:
+    """The model after the graded passes with some steps taken."""
+
+    stages: Sequence[Stage]
+    rows: Sequence[PassRow]
+    files: Sequence[Path | None]
+    spent: float
+    """The part of the budget."""
+
+
+@dataclass(frozen=True)
 class _End:
     """What came of one split: the stages and rows that the run would go on with."""
 
@@ -77,7 +87,7 @@ class _End:
 
 
 @dataclass(frozen=True)
-class _Bought:
+class Bought:
     """One step: a site's next setting, and what it saves for the damage that it does more than the one before."""
 
     gain: float
@@ -97,8 +107,8 @@ class Joint:
     journal: Journal
     places: range
     ends: list[_End] = field(default_factory=list)
-    spent: dict[int, float] = field(default_factory=dict)
-    """By the number of steps taken, the part of the budget that the graded passes spend."""
+    files: int = 0
+    """Places that were given to models so far."""
 
     def __post_init__(self) -> None:
         run, steps = self.run, self.run.job.recipe.steps
@@ -112,17 +122,15 @@ class Joint:
     def execute(self) -> None:
         """Try splits of the budget; the run goes on with the best."""
         run = self.run
-        self._end((), self._named(self.tail) + " alone" if self.tail else "nothing")
+        self._end(self._head(()), self._named(self.tail) + " alone" if self.tail else "nothing")
         order = self._order()
-        tried = {0}
-        for part in (_PARTS if self.tail else _PARTS_OF_ALL) if order else ():
-            count = self._harshest(order, part)
-            if count not in tried:
-                tried.add(count)
-                places = dict.fromkeys(step.place for step in order[:count])
-                self._end(order[:count], f"{count} of {len(order)} steps of {self._named(places)} first")
-                if self.ends[-1].score > _CLOSE * self.ends[0].score and all(row.kept for row in self.ends[-1].rows):
-                    break
+        for part in (_PARTS if self.tail else (1.0,)) if order else ():
+            head = self._harshest(order, part)
+            if head is None:
+                break
+            self._end(head, f"{self._named(self.priced)} within {part:.0%} of the budget first")
+            if self.ends[-1].score > _CLOSE * self.ends[0].score:
+                break
         best = max(self.ends[1:], key=lambda end: end.score, default=self.ends[0])
         best = best if best.score > _CLOSE * self.ends[0].score else self.ends[0]
         run.stages += best.stages
@@ -142,14 +150,14 @@ class Joint:
 
     # -------------------------------------------------------------------------------------------------------------- order
 
-    def _order(self) -> list[_Bought]:
+    def _order(self) -> list[Bought]:
         """All steps, those that save most for their damage first."""
         run, before = self.run, self.run.stages[-1]
         context = run.context(run.data)
         if self._on_the_clock and self.tail:
             context = replace(context, profile=self._times_in_the_end)
         worth = self._worth(context)
-        found: list[_Bought] = []
+        found: list[Bought] = []
         for at in self.priced:
             rewrite = self.steps[at].rewrite
             assert isinstance(rewrite, LossyPass)
@@ -160,7 +168,7 @@ class Joint:
                     grades = rewrite.grades(work.before.model, work.sites, work.context)
                 steps = allocate.steps(work.sites, grades, worth)
                 for gain, site, setting in steps:
-                    found.append(_Bought(gain, at, site.name, setting.label, grades[site, setting].damage))
+                    found.append(Bought(gain, at, site.name, setting.label, grades[site, setting].damage))
                 return Outcome(True, "")
 
             self.trial.guarded(rewrite, graded)
@@ -192,85 +200,83 @@ class Joint:
 
     # ------------------------------------------------------------------------------------------------------------- splits
 
-    def _harshest(self, order: Sequence[_Bought], part: float) -> int:
-        """How many steps may be taken so that a part of the budget holds, by models that are fitted to few samples.
+    def _harshest(self, order: Sequence[Bought], part: float) -> _Head | None:
+        """The graded passes with as many steps taken as a part of the budget allows; None where it allows none.
 
         Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
         two, and halved between them, as a factor.
         """
-        damage = _sums(order)
+        damage = sums(order)
         low, high = 0, len(order) + 1
-        at, factor = _FIRST, 3.0
+        at, found = _FIRST, None
         with self.run.progress.stage("choosing how much of each pass") as step:
             for _ in range(_PROBES):
                 count = int(np.searchsorted(damage, at, side="right"))
                 if not low < count < high:
                     break
-                if self._spent(order, count) <= part:
-                    low = count
+                head = self._head(order[:count])
+                if head.spent <= part:
+                    low, found = count, head
                 else:
                     high = count
                 step(1)
                 if low and high <= len(order):
-                    at = math.sqrt(max(damage[low - 1], 1e-6) * damage[high - 1])
+                    at = math.sqrt(max(damage[low - 1], _LEAST) * damage[high - 1])
                 else:
-                    at *= factor if low else 1 / factor
-        return low
+                    at *= _FACTOR if low else 1 / _FACTOR
+        return found
 
-    def _spent(self, order: Sequence[_Bought], count: int) -> float:
-        """The part of the budget that so many steps spend, with weights that are fitted to few samples."""
-        if count not in self.spent:
-            run = self.run
-            context = run.context(None if run.data is None else run.data.first(_PROBED_ON))
-            self._head(order[:count], context, run.temporary / "probe")
-            self.spent[count] = self.evidence.spent(run.stages[-1].path)
-            self._restore()
-        return self.spent[count]
-
-    def _end(self, taken: Sequence[_Bought], said: str) -> None:
-        """Take some steps, and let the tail follow."""
+    def _end(self, head: _Head, said: str) -> None:
+        """Let the tail follow what was taken."""
         run = self.run
-        folder = self.journal.stage(self.places.start, f"split-{len(self.ends)}")
-        files = self._head(taken, run.context(run.data), folder)
-        for at in self.tail:
-            files.append(run.attempt(self.steps[at], self.trial, _file(folder, at, run))[1])
+        run.stages += head.stages
+        run.rows += head.rows
+        files = [*head.files, *(run.attempt(self.steps[at], self.trial, self._file(at))[1] for at in self.tail)]
         last = run.stages[-1].path
-        if self.evidence.spent(last) > 1:
+        if (self.evidence.spent(last) if self.tail else head.spent) > 1:
             score = 0.0
         elif self._on_the_clock:
             score = self.evidence.speedup(run.job.model, last)
         else:
             score = run.input.bytes / run.stages[-1].bytes
-        stages, rows = self.base
-        self.ends.append(_End(said, run.stages[stages:], run.rows[rows:], files, score))
-        self._restore()
+        self.ends.append(_End(said, *self._taken_back(), files, score))
 
-    def _head(self, taken: Sequence[_Bought], context: Context, folder: Path) -> list[Path | None]:
-        """Run the steps before the tail, the graded passes with the settings that were taken; the files that were made."""
+    def _head(self, taken: Sequence[Bought]) -> _Head:
+        """Run the steps before the tail, the graded passes with the settings that were taken."""
+        run = self.run
+        context = run.context(run.data)
         wanted = {at: {step.site: step.setting for step in taken if step.place == at} for at in self.priced}
         files = []
         for at in range(self.places.start, self.tail.start):
-            step, path = self.steps[at], _file(folder, at, self.run)
+            step, path = self.steps[at], self._file(at)
             if at not in wanted:
-                files.append(self.run.attempt(step, self.trial, path)[1])
+                files.append(run.attempt(step, self.trial, path)[1])
                 continue
-            begun, before, rewrite = time.perf_counter(), self.run.stages[-1], step.rewrite
+            begun, before, rewrite = time.perf_counter(), run.stages[-1], step.rewrite
             assert isinstance(rewrite, LossyPass)
 
             def planned(rewrite: LossyPass = rewrite, before: Stage = before, path: Path = path, at: int = at) -> Outcome:
                 return lossy.Work.begin(self.trial, rewrite, before, path, context).planned(wanted[at])
 
             outcome = self.trial.guarded(rewrite, planned) if wanted[at] else Outcome(True, _NOT_TAKEN)
-            files.append(self.run.record(step, before, outcome, begun)[1])
-        return files
+            files.append(run.record(step, before, outcome, begun)[1])
+        spent = self.evidence.spent(run.stages[-1].path) if taken else 0.0
+        return _Head(*self._taken_back(), files, spent)
 
-    def _restore(self) -> None:
-        """The run as it was before."""
+    def _taken_back(self) -> tuple[list[Stage], list[PassRow]]:
+        """The stages and rows since the beginning; the run is as it was before."""
         stages, rows = self.base
+        found = self.run.stages[stages:], self.run.rows[rows:]
         del self.run.stages[stages:], self.run.rows[rows:]
+        return found
+
+    def _file(self, at: int) -> Path:
+        """A place for the model after a step, another one each time."""
+        self.files += 1
+        return self.journal.stage(at, f"{self.steps[at].name}-{self.files}") / self.run.job.output.name
 
 
-def _sums(order: Sequence[_Bought]) -> Array:
+def sums(order: Sequence[Bought]) -> Array:
     """For each step the damage of all that is taken up to it; of a site, of its last setting alone."""
     before: dict[tuple[int, str], float] = {}
     added = []
@@ -278,10 +284,3 @@ def _sums(order: Sequence[_Bought]) -> Array:
         added.append(step.damage - before.get((step.place, step.site), 0.0))
         before[step.place, step.site] = step.damage
     return np.cumsum(added)
-
-
-def _file(folder: Path, at: int, run: Run) -> Path:
-    """Where the model after a step goes."""
-    path = folder / str(at) / run.job.output.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -41,7 +41,7 @@ from graphopt.model.weights import weight_bytes
 
 from . import switch
 from .clock import milliseconds
-from .forms import Factored, Kind, Option, Sizes, factorize, options
+from .forms import Factored, Option, Sizes, factorize, options
 from .layers import Layer, layers
 from .write import Names, bias_of, write
 
@@ -334,18 +334,18 @@ class Factorize(LossyPass):
         saved = {(site, setting): -math.inf for site in sites for setting in site.settings}
         for kind in sorted({_option(setting).kind for site in sites for setting in site.settings}):
             offered = {site: [s for s in site.settings if _option(s).kind == kind] for site in sites}
-            plans = [
-                {site: some[len(some) // place] if place else some[-1] for site, some in offered.items() if some}
-                for place in (2, 0)
-            ]
-            middle, last = (self._times(model, plan, context) for plan in plans)
-            for site, tried in plans[0].items():
+            middle = {site: some[len(some) // 2] for site, some in offered.items() if some}
+            smallest = {site: some[-1] for site, some in offered.items() if some}
+            times = [self._times(model, plan, context) for plan in (middle, smallest)]
+            for site in middle:
                 sizes = Sizes.of(by_name[site.name])
                 now = sum(before.get(node, 0.0) for node in site.nodes)
-                costs = [sizes.cost(_option(one)) for one in (tried, plans[1][site])]
+                measured = [
+                    (sizes.cost(_option(plan[site])), found[site])
+                    for plan, found in zip((middle, smallest), times, strict=True)
+                ]
                 for setting in offered[site]:
-                    spent = _line(costs, (middle[site], last[site]), sizes.cost(_option(setting)))
-                    saved[site, setting] = now - spent
+                    saved[site, setting] = now - _line(*measured, sizes.cost(_option(setting)))
         return saved
 
     def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
@@ -365,14 +365,12 @@ def _option(setting: Setting) -> Option:
     return setting.value
 
 
-def _line(costs: Sequence[int], times: Sequence[float], cost: int) -> float:
-    """The time at a cost, on the line through two that were measured; in proportion where there is one, or the line falls."""
-    slope = (times[0] - times[1]) / (costs[0] - costs[1]) if costs[0] > costs[1] else 0.0
-    return (
-        times[0] + slope * (cost - costs[0])
-        if slope > 0
-        else times[0] * max(cost / costs[0], min(1.0, times[1] / max(times[0], 1e-9)))
-    )
+def _line(middle: tuple[int, float], smallest: tuple[int, float], cost: int) -> float:
+    """The time at a cost, on the line through two that were measured, which never falls; in proportion to one."""
+    (more, slow), (less, fast) = middle, smallest
+    if more == less:
+        return slow * cost / more
+    return slow + max((slow - fast) / (more - less), 0.0) * (cost - more)
 
 
 def _centred(layer: Layer, found: Sequence[observe.Grams]) -> _Moments:
