@@ -42,7 +42,7 @@ def main() -> None:
                 print(*rows[-1], flush=True)
     text = (
         f"Budget: top-1 may fall by {options.max_drop:g}. *Speed* is against the float original, by CPU time on one thread, "
-        "interleaved, with its 95 % interval. *Smaller* is the size of the original's file by that of the new one, *CPU s* of the "
+        "interleaved, with its 95 % interval. *Smaller*: the size of the original by that of the new file. *CPU s* is of the "
         "whole command."
     )
     header = ("model", "recipe", "top-1 before", "drop", "speed", "smaller", "MACs", "parameters", "CPU s", "peak MB")

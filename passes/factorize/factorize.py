@@ -336,16 +336,13 @@ class Factorize(LossyPass):
             offered = {site: [s for s in site.settings if _option(s).kind == kind] for site in sites}
             middle = {site: some[len(some) // 2] for site, some in offered.items() if some}
             smallest = {site: some[-1] for site, some in offered.items() if some}
-            times = [self._times(model, plan, context) for plan in (middle, smallest)]
+            slow, fast = (self._times(model, plan, context) for plan in (middle, smallest))
             for site in middle:
                 sizes = Sizes.of(by_name[site.name])
                 now = sum(before.get(node, 0.0) for node in site.nodes)
-                measured = [
-                    (sizes.cost(_option(plan[site])), found[site])
-                    for plan, found in zip((middle, smallest), times, strict=True)
-                ]
+                large, small = (sizes.cost(_option(plan[site])) for plan in (middle, smallest))
                 for setting in offered[site]:
-                    saved[site, setting] = now - _line(*measured, sizes.cost(_option(setting)))
+                    saved[site, setting] = now - _line((large, slow[site]), (small, fast[site]), sizes.cost(_option(setting)))
         return saved
 
     def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
