@@ -1,6 +1,7 @@
 """``factorize``: a weight of low rank as a product of smaller ones, chosen on data.
 
 layers      which constants are weights of linear maps, and which pairs are factors already
+vbmf        how many components of a weight are more than noise
 decompose   the best two factors for the inputs that a layer has
 forms       how a weight can be split, what each form costs, its factors
 write       the factors as operators

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -39,7 +39,7 @@ from graphopt.contracts import (
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
 from graphopt.model.weights import weight_bytes
 
-from . import switch
+from . import switch, vbmf
 from .clock import milliseconds
 from .forms import Factored, Option, Sizes, factorize, options
 from .layers import Layer, layers
@@ -60,7 +60,10 @@ _PACK_BYTES = 256 << 20
 class FactorizeOptions(PassOptions):
     """What is to be saved, or as much as the budget of accuracy allows; and how."""
 
-    rank: int | None = Field(None, ge=1, description="the rank of every factorized weight")
+    rank: Annotated[int, Field(ge=1)] | Literal["vbmf"] | None = Field(
+        None,
+        description="the rank of every factorized weight; vbmf: of each, its components that are more than noise",
+    )
     energy: float | None = Field(None, gt=0, lt=1, description="the part of each layer's output energy that its factors keep")
     macs: float | None = Field(None, gt=0, lt=1, description="the part of the model's multiply-accumulates that may remain")
     bytes: float | None = Field(None, gt=0, lt=1, description="the part of the file's bytes that may remain")
@@ -188,17 +191,26 @@ class Factorize(LossyPass):
         why, settings = layer.why, []
         if not why and (model.ir_version or 0) < INITIALIZERS_NEED_NO_INPUT:
             why = "in a file of IR version 3 every weight is an input; put shapes.opset before"
+        if not why and self._rank(layer) == 0:
+            why = "none of its components stands out of noise"
         if not why:
-            offered = options(layer, self.options.rank, self.options.multiple)
+            offered = options(layer, self._rank(layer), self.options.multiple)
             settings = [Setting(option.label, option) for option in offered]
             why = "" if settings else self._too_small(layer)
         return Site(layer.name, layer.node.op_type, tuple(settings), why, nodes)
+
+    def _rank(self, layer: Layer) -> int | None:
+        """The only rank that is wanted of a layer; None: any."""
+        if self.options.rank != "vbmf":
+            return self.options.rank
+        return max(vbmf.rank(matrix) for matrix in layer.matrix())
 
     def _too_small(self, layer: Layer) -> str:
         sizes = Sizes.of(layer)
         shape = "×".join(map(str, layer.shape))
         even = sizes.whole(layer) / max(1, sizes.group * (sizes.width + sizes.outputs))
-        wanted = "" if self.options.rank is None else f", so rank {self.options.rank} saves nothing"
+        rank = self._rank(layer)
+        wanted = "" if rank is None else f", so rank {rank} saves nothing"
         return f"below break-even: its weight {shape} is cheaper than factors from rank {even:.0f} on{wanted}"
 
     def _enough(self, site: Site, known: _Known) -> Site:
@@ -226,7 +238,7 @@ class Factorize(LossyPass):
                 moments = self._moments(model, pack, context)
                 for layer in pack:
                     found = moments.get(layer.name, _Moments())
-                    offered = options(layer, self.options.rank, self.options.multiple)
+                    offered = options(layer, self._rank(layer), self.options.multiple)
                     known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered)
                     if found.means is not None:
                         known.means[layer.name] = found.means

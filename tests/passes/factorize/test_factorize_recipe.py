@@ -47,6 +47,17 @@ def test_the_part_of_macs_that_may_remain_is_met(tmp_path: Path) -> None:
     assert 0.4 < report["output"]["macs"] / report["input"]["macs"] <= 0.6
 
 
+def test_singular_values_of_the_chosen_layers_are_drawn(tmp_path: Path) -> None:
+    model, data = _model(tmp_path)
+    _, report, _ = _optimize(model, data, "--set", "factorize.rank=vbmf", "--timing", "off", "--max-drop", "1")
+    [figure] = report["passes"][-1]["figures"]
+    assert len(figure["series"]) == 2
+    for name, values in figure["series"].items():
+        assert values[0] == 1
+        assert values == sorted(values, reverse=True)
+        assert figure["marks"][name] == 12  # the rank that the weights were made with
+
+
 def test_a_goal_that_no_rank_reaches_is_told(tmp_path: Path) -> None:
     model, data = _model(tmp_path)
     code, report, _ = _optimize(model, data, "--set", "factorize.macs=0.001", "--timing", "off", "--max-drop", "1")

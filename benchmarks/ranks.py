@@ -1,0 +1,126 @@
+"""Factors that are best for a layer's inputs against the plain singular value decomposition; and what a large weight takes.
+
+Factors are made with second moments of calibration images; what they lose is judged on other images. The large weight is
+decomposed in a process of its own, whose memory is counted. Needs GRAPHOPT_ZOO.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import model, observe, targets
+from graphopt.contracts import Array, Session, Silent
+from graphopt.dataset import open_dataset
+from graphopt.passes.factorize.decompose import decompose
+from graphopt.passes.factorize.layers import layers
+
+import common
+
+_MODEL = "cifar_resnet20"
+_PARTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+_SAMPLES = 256
+_ROWS = 128
+_SIZE = 4096
+_LARGE_RANKS = (256, 1024, 2048)
+
+
+def main() -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--large", type=int, metavar="RANK", help="only decompose the large weight and print what it took")
+    options = parser.parse_args()
+    if options.large is not None:
+        print(*_large(options.large))
+        return
+    figures: dict[str, Any] = {"layers": _lost(), "large": []}
+    rows = [
+        (f"{part:g}", f"{np.mean(plain):.4f}", f"{np.mean(aware):.4f}", sum(np.less(aware, plain)))
+        for part, plain, aware in figures["layers"]
+    ]
+    for rank in _LARGE_RANKS:
+        ran = subprocess.run([sys.executable, __file__, "--large", str(rank)], capture_output=True, text=True, check=True)
+        figures["large"].append((rank, *map(float, ran.stdout.split())))
+    count = len(figures["layers"][0][1])
+    text = (
+        f"The part of a layer's output energy that is lost, in the mean over {count} convolutions of {_MODEL} (not the first), "
+        "by the part of the full rank that is kept; and for how many of them the factors on data lose less than the plain ones."
+    )
+    large = (
+        f"A weight of {_SIZE}×{_SIZE} in float32 with second moments of its inputs: *CPU s* of the decomposition, and the most "
+        "memory that it takes beyond the weight and the moments, as a multiple of the weight."
+    )
+    header = ("rank", "plain SVD", "on data", "better on data")
+    table = [(f"{rank}", f"{seconds:.1f}", f"{times:.1f}") for rank, seconds, times in figures["large"]]
+    parts = [text, common.table(header, rows), large, common.table(("rank", "CPU s", "memory / weight"), table)]
+    common.publish("ranks", "Factors on data and plain factors", parts, figures, options)
+
+
+def _lost() -> list[tuple[float, list[float], list[float]]]:
+    """By part of the rank: what each layer loses, plain and on data."""
+    zoo = common.zoo()
+    loaded = model.load(zoo / "models" / f"{_MODEL}.onnx")
+    chosen = [one for one in layers(loaded) if one.conv and not one.why and one.shape[1] > 3]
+    seen, unseen = (_moments(loaded, chosen, zoo / "data" / "cifar10" / f"{name}.npz") for name in ("calib", "eval"))
+    found = []
+    for part in _PARTS:
+        lost: tuple[list[float], list[float]] = ([], [])
+        for layer, gram, other in zip(chosen, seen, unseen, strict=True):
+            [matrix] = layer.matrix()
+            rank = max(1, round(part * min(matrix.shape)))
+            for losses, given in zip(lost, (None, gram), strict=True):
+                factors = decompose(matrix, given, rank)
+                losses.append(_energy(matrix - factors.a @ factors.b, other) / _energy(matrix, other))
+        found.append((part, *lost))
+    return found
+
+
+def _energy(matrix: Array, gram: Array) -> float:
+    return float(np.vdot(matrix, gram @ matrix))
+
+
+def _moments(loaded: ir.Model, chosen: Sequence[Any], path: Path) -> list[Array]:
+    """Second moments of each layer's inputs on some images."""
+    target = targets.load("cpu")
+    data = open_dataset(str(path), model.input_specs(loaded)).first(_SAMPLES)
+    asked = [(layer.uses[0].reads.name, observe.Gram(layer.patches(), _ROWS)) for layer in chosen]
+    wanted: dict[str, list[observe.Gram]] = {}
+    for name, gram in asked:
+        wanted.setdefault(name, []).append(gram)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def open_session(made: ir.Model) -> Session:
+            return targets.runtime(target).open(model.save(made, Path(folder) / "m.onnx", durable=False).path, target)
+
+        found = observe.collect(loaded, wanted, data=data, open_session=open_session, progress=Silent())
+    return [found[name][wanted[name].index(gram)].products[0] for name, gram in asked]
+
+
+def _large(rank: int) -> tuple[float, float]:
+    """CPU seconds, and memory beyond what is given, of a large weight."""
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((_SIZE, _SIZE), dtype=np.float32)
+    rows = random.standard_normal((_SIZE, _SIZE), dtype=np.float32)
+    gram = rows.T @ rows
+    del rows
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    held, begun = _bytes("VmRSS"), time.process_time()
+    decompose(matrix, gram, rank)
+    return time.process_time() - begun, (_bytes("VmHWM") - held) / matrix.nbytes
+
+
+def _bytes(what: str) -> int:
+    """What the kernel says of the process's memory."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
+
+
+if __name__ == "__main__":
+    main()
