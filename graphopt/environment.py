@@ -37,6 +37,7 @@ def environment() -> Environment:
         onnx_ir=version("onnx-ir"),
         numpy=version("numpy"),
         onnxruntime=next((found for name in _ONNXRUNTIME if (found := installed(name))), None),
+        openvino=installed("openvino"),
     )
 
 

@@ -145,11 +145,7 @@ def runtime(target: Target) -> Runtime:
 
 
 def availability(target: Target) -> Availability:
-    """Whether a target runs here: on this machine, and with what is installed; found by running a model of one node.
-
-    Raises:
-        MissingError: The package that provides the runtime cannot be imported.
-    """
+    """Whether a target runs here: on this machine, and with what is installed; found by running a model of one node."""
     here = platform.machine()
     foreign = target.machine not in {None, here}
     problem = None
@@ -165,7 +161,10 @@ def availability(target: Target) -> Availability:
         known = ", ".join(registry.runtime_names())
         why = f"no runtime called {target.runtime!r} is installed (there is {known})"
         return Availability(ok=False, why=why, hint=install_line(target))
-    found = registry.runtime(target.runtime).availability(target)
+    try:
+        found = registry.runtime(target.runtime).availability(target)
+    except MissingError as error:
+        return Availability(ok=False, why=error.what, hint=error.hint or install_line(target))
     if found.ok and foreign:
         why = f"it is {target.machine}, and this machine is {here}: answers are checked here, and nothing is timed"
         return replace(found, timed=False, why=why)

@@ -52,6 +52,7 @@ class Environment(_Part):
     onnx_ir: str
     numpy: str
     onnxruntime: str | None = None
+    openvino: str | None = None
 
 
 class ModelFacts(_Part):
