@@ -145,7 +145,9 @@ def _install_built_in(target: Target) -> str:
     if target.provider in _NVIDIA and installed("onnxruntime-gpu") is not None:
         return f"another package has overwritten it: {_SWAP}pip install --force-reinstall --no-deps onnxruntime-gpu"
     line = install_line(target)
-    return f"{_SWAP}{line}" if line else "Install the onnxruntime package that contains it."
+    if not line:
+        return "Install the onnxruntime package that contains it."
+    return f"{_SWAP}{line}{' tensorrt' if target.provider.startswith('Tensorrt') else ''}"
 
 
 @contextmanager
