@@ -309,7 +309,7 @@ def trap(library: str, how: str, folder: Path) -> dict[str, Any]:
 
 def models_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
-    for name, one in found.items():
+    for name, one in sorted(found.items(), key=lambda pair: pair[0].split(" on ")[::-1]):
         if "failed" in one:
             rows.append((name, one["failed"].replace("|", "/").replace("\n", " ")[:160], *[""] * 6))
             continue
