@@ -85,7 +85,14 @@ def main() -> None:
         except GraphoptError as error:
             print(f"{path.stem}: {error}", file=sys.stderr)
         gc.collect()
-    parts = [
+    parts = page(rows)
+    publish_rows = [asdict(row) for row in rows]
+    common.publish("partitions", "Partitions on targets that are not here", parts, publish_rows, options)
+
+
+def page(rows: list[Row]) -> list[str]:
+    """The parts of the page."""
+    return [
         "Each cell is *partitions / nodes left behind*. **exported**: as the exporter wrote it, with its sizes fixed; "
         "**lossless**: after the lossless passes; **fit**: after `--recipe fit`. *difference*: of the outputs from those of "
         "the lossless file, relative to the largest value. One partition and nothing left behind is what a phone wants. The "
@@ -94,14 +101,13 @@ def main() -> None:
         *(f"## {name}\n\n{partition_table(name, rows)}" for name in TARGETS),
         f"## Beside onnxruntime's own checker\n\n{CHECKER}\n\n{checker_table(rows)}",
     ]
-    publish_rows = [asdict(row) for row in rows]
-    common.publish("partitions", "Partitions on targets that are not here", parts, publish_rows, options)
 
 
 CHECKER = (
     "*partitions / nodes taken*, of the file after `fit`. The checker asks for the operator, fixed shapes and the rank; our "
     "table asks for types, constants and attributes too, so that it takes fewer nodes: the last column has the reasons. Where "
-    "that column is empty both agree, or the checker does not know an operator that the table has."
+    "that column is empty both agree, or the checker takes fewer: an input that is left out, such as the regions of a Resize, "
+    "is one of unknown shape to it."
 )
 
 
