@@ -105,10 +105,12 @@ def test_a_feed_that_does_not_fit_is_the_datas_fault(cnn: Path, image: np.ndarra
         assert session.run({"x": image})["y"].shape == (2, 10), "and it goes on afterwards"
 
 
-def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("contents", [b"", b"not a model", None])
+def test_a_file_that_is_no_model_is_told(tmp_path: Path, contents: bytes | None) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(b"")
-    with pytest.raises(ModelError, match="onnxruntime-web cannot load it"):
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(ModelError, match="there is no such file" if contents is None else "onnxruntime-web cannot load it"):
         opened(path)
 
 
@@ -127,10 +129,10 @@ def test_a_node_that_fails_is_told(tmp_path: Path) -> None:
 def test_times_are_cpu_time_in_the_page_and_equal_models_are_equally_fast(cnn: Path) -> None:
     feed = {"x": np.zeros((64, 3, 8, 8), np.float32)}
     found = timing.compare(
-        lambda: opened(cnn), lambda: opened(cnn), feed, limit_seconds=6, rng=np.random.default_rng(0), progress=Silent()
+        lambda: opened(cnn), lambda: opened(cnn), feed, limit_seconds=8, rng=np.random.default_rng(0), progress=Silent()
     )
     assert found.clock == ("cpu" if sys.platform == "linux" else "wall")
-    assert 0.9 < found.speedup < 1.1
+    assert 0.8 < found.speedup < 1.25
     assert 0.01 < found.before_ms < 100
 
 

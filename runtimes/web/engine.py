@@ -147,9 +147,12 @@ class WebSession(Session):
     """A model in the page. Strings and all types that JavaScript has arrays of can be fed."""
 
     def __init__(self, engine: Engine, model: Path, optimize: bool, *, profile: bool = False, verbose: bool = False) -> None:
+        if not model.is_file():
+            raise ModelError("there is no such file", where=str(model))
         verbose = verbose or engine.provider == "webgpu"  # which leaves nodes to WebAssembly, and says so in its log only
         self._engine = engine
         self._model = model
+        self._key = f"{model.absolute()} {model.stat().st_mtime_ns} {model.stat().st_size}"
         options: dict[str, Any] = {"executionProviders": [engine.provider], "enableProfiling": profile}
         if not optimize:
             options["graphOptimizationLevel"] = "disabled"
@@ -204,6 +207,7 @@ class WebSession(Session):
         try:
             if feed.keys() != self._fed.keys() or any(feed[name] is not array for name, array in self._fed.items()):
                 self._feed(feed)
+            self._engine.call("warm", self._id, self._key)
             begun = self._engine.cpu_seconds()
             found = self._engine.call("time", self._id, repeats, _SAMPLE_MILLISECONDS)
         except PageError as error:
@@ -259,7 +263,10 @@ def _data_files(model: Path) -> dict[str, Path]:
 
     from graphopt.model.reading import locations
 
-    proto = onnx.load(model, load_external_data=False)
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except Exception:  # onnxruntime-web will say what is wrong with it
+        return {}
     return {name: model.parent / name for name in sorted(locations(proto)) if (model.parent / name).is_file()}
 
 
