@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -174,7 +175,7 @@ def test_a_browser_that_ends_at_once_is_an_error_with_what_it_said(nowhere: Path
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{nowhere}:/usr/bin:/bin")
     monkeypatch.setenv(browser.NAME, str(command))
-    monkeypatch.setenv("TMPDIR", str(nowhere))
+    monkeypatch.setattr(tempfile, "tempdir", str(nowhere))
     found = WebRuntime().availability(targets.load("web-wasm"))
     assert not found.ok
     assert found.why == "the browser does not start: cannot open display"

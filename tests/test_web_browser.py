@@ -17,7 +17,7 @@ import pytest
 from graphopt import packaging, registry, targets, timing
 from graphopt.contracts import Session, Silent
 from graphopt.errors import DataError, ModelError
-from graphopt.runtimes.web import engine, package
+from graphopt.runtimes.web import browser, engine, package
 
 from helpers import from_text, run, small_cnn, write
 
@@ -175,6 +175,19 @@ def test_nothing_is_left_of_a_killed_process(tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
+    until = time.monotonic() + 20
+    while (folder.exists() or _running(str(folder))) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not folder.exists()
+    assert not _running(str(folder))
+
+
+def test_a_browser_that_does_not_end_in_time_is_killed_and_its_folder_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser, "_END_SECONDS", 0.0)
+    found = browser.Browser()
+    folder = Path(found._folder)
+    assert folder.is_dir()
+    found.close()
     until = time.monotonic() + 20
     while (folder.exists() or _running(str(folder))) and time.monotonic() < until:
         time.sleep(0.1)

@@ -37,7 +37,7 @@ INSTALL = (
     f"or name a browser with {NAME}=PATH."
 )
 _KEEPER = """
-folder=$(mktemp -d "${TMPDIR:-/tmp}/graphopt-browser-XXXXXX") || exit 1
+folder=$1; shift
 HOME="$folder" "$@" "--user-data-dir=$folder" 3<&0 4>&1 </dev/null >/dev/null
 rm -rf "$folder" 2>/dev/null || { sleep 1; rm -rf "$folder"; }
 """
@@ -97,10 +97,11 @@ class Browser:
         self._lock = threading.RLock()
         self._buffer = b""
         self._pages: dict[str, Page] = {}
+        self._folder = tempfile.mkdtemp(prefix="graphopt-browser-")
         with tempfile.TemporaryFile() as said:
             flags = [*_FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]  # which refuses to work for root
             self._process = subprocess.Popen(  # noqa: S603 - the command that the user has, or named
-                ["/bin/sh", "-c", _KEEPER, "keeper", command, *flags],
+                ["/bin/sh", "-c", _KEEPER, "keeper", self._folder, command, *flags],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -181,6 +182,7 @@ class Browser:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)  # the keeper was killed too
 
     def _receive(self, until: float | None) -> dict[str, Any]:
         assert self._process.stdout is not None
