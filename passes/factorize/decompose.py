@@ -74,7 +74,8 @@ def decompose(matrix: Array, gram: Array | None = None, rank: int | None = None)
     m: Array = matrix.astype(used, copy=False)
     if gram is not None:
         scale = float(np.trace(gram)) / k
-        gram = (gram / scale if scale > 0 else np.zeros_like(gram)).astype(used)
+        gram = gram.astype(used)  # a copy, of the size of the weight or less: changed in place
+        gram *= used(1 / scale if scale > 0 else 0)
         gram[np.diag_indices(k)] += RIDGE if scale > 0 else 1.0
     total = float(np.vdot(m, m if gram is None else gram @ m).item())
     if total <= 0 or not np.isfinite(total):
