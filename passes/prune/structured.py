@@ -139,7 +139,7 @@ class Structured(LossyPass):
 
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
         """Every group of units that go together, with the numbers that may go, and every block; declined ones with why."""
-        parts = self._parts(axes_prepared(model))
+        parts = self._parts(axes_prepared(model), context)
         found = [self._site(name, group, context) for name, group in parts.groups.items()]
         for name, block in parts.blocks.items():
             nodes = tuple(node.name or "" for node in (block.join, *block.nodes))
@@ -148,7 +148,7 @@ class Structured(LossyPass):
 
     def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
         """What each number of units, and each block, saves and costs, one by one."""
-        parts = self._parts(axes_prepared(model))
+        parts = self._parts(axes_prepared(model), context)
         known = self._selected(parts, context)
         profile = context.profile(model) if context.profile is not None else ()
         times = shares.node_times(parts.model, profile)
@@ -201,7 +201,7 @@ class Structured(LossyPass):
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Remove the planned numbers of units and the planned blocks, and fit what is left."""
         changes = axes.prepare(model)
-        parts = self._parts(model)
+        parts = self._parts(model, context)
         known = self._selected(parts, context)
         chosen = [parts.blocks[site.name] for site in plan if site.name in parts.blocks]
         going = {node for block in chosen for node in block.nodes}
@@ -224,9 +224,10 @@ class Structured(LossyPass):
 
     # ------------------------------------------------------------------------------------------------------------- parts
 
-    def _parts(self, prepared: ir.Model) -> _Parts:
+    def _parts(self, prepared: ir.Model, context: Context) -> _Parts:
         found = axes.analyse(prepared)
-        macs = {node: count or 0 for node, count in cost.node_macs(prepared).items()}
+        dims = cost.dims_as_fed(prepared, context.data) if context.data is not None else {}
+        macs = {node: count or 0 for node, count in cost.node_macs(prepared, dims).items()}
         groups = {name: group for name, group in by_name(found).items() if self.takes(group)}
         offered = blocks(prepared, macs) if self.takes_blocks() else ()
         return _Parts(prepared, found, groups, {block.name: block for block in offered}, macs)
