@@ -166,3 +166,15 @@ def test_several_savings_count_alike() -> None:
 
     assert [*first("macs")] == [site[0]]
     assert [*first("macs", "milliseconds")] == [site[1]]
+
+
+def test_what_a_block_saves_is_counted_with_the_sizes_that_the_data_have() -> None:
+    net = Net(x=["N", "T", 8])
+    fed = net("Add", net.linear(net("Relu", net.linear("x", 8, 16)), 16, 8), "x")
+    before = net.model(net.linear(fed, 8, 4))
+    feed = {"x": np.random.default_rng(0).standard_normal((32, 5, 8)).astype(np.float32)}
+    with context(before, **feed) as made:
+        rewrite = PruneLayers()
+        [site] = rewrite.sites(before, made)
+        [grade] = rewrite.grades(before, [site], made).values()
+    assert grade.macs == 2 * 5 * 8 * 16
