@@ -50,7 +50,10 @@ def main() -> None:
     parser.add_argument("--wide", type=Path, metavar="FOLDER", help="what wide_digits.py wrote")
     parser.add_argument("--exports", type=Path, metavar="FOLDER", help="where bert_dynamo.onnx and others lie")
     parser.add_argument("--only", nargs="*", metavar="MODEL", help="these models only")
+    parser.add_argument("--page", default="lowrank", metavar="NAME", help="the page in docs/ (default: lowrank)")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="what an earlier run wrote with --json")
     options = parser.parse_args()
+    measured = json.loads(options.measured.read_text())["figures"] if options.measured else {}
     figures: dict[str, Any] = {"svd": _ranks()}
     rows: list[Sequence[object]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,7 +61,7 @@ def main() -> None:
         for number, case in enumerate(_cases(options, folder)):
             if options.only and case.name not in options.only:
                 continue
-            found = _measured(case, folder / str(number))
+            found = measured.get(f"{case.name} {case.macs}") or _measured(case, folder / str(number))
             figures[f"{case.name} {case.macs}"] = found
             rows.append(_row(case, found))
             print(case.name, found, flush=True)
@@ -70,7 +73,7 @@ def main() -> None:
     header = ("model", "goal", "MACs", "metric before", "drop", "speed", "MB before", "MB after", "layers", "CPU s", "peak MB")
     svd = [(rank, f"{plain:.4f}", f"{aware:.4f}") for rank, plain, aware in figures["svd"]]
     parts = [text, common.table(header, rows), _RANKS, common.table(("rank", "plain SVD", "on data"), svd)]
-    common.publish("lowrank", "Low rank: what it saves and costs", parts, figures, options)
+    common.publish(options.page, "Low rank: what it saves and costs", parts, figures, options)
 
 
 _RANKS = (

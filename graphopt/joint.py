@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 
 _PARTS = (0.9, 0.5)
 """Of the budget for the graded passes, where others follow: what these will cost is not known."""
-_FACTOR = 3.0
-_LEAST = 1e-6
 _FIRST = 0.1
 """Damage, the noise-to-signal ratio of the outputs, that is tried first."""
+_FACTOR = 3.0
+"""How much more, or less, is tried next."""
+_LEAST = 1e-6
+"""Damage that stands for none."""
 _PROBES = 5
 """Numbers of steps that are tried at most."""
 _TIMED_ON = 16
