@@ -13,6 +13,8 @@ the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for t
     B = (P^T G P)^-1 P^T G M,     loss = 1 - trace(B^T P^T G M) / trace(M^T G M),     P: the first factor as a map of patches
 
 The P of a smaller rank is a part of that of a larger one, so one product with G serves all ranks.
+
+CP (1 x 1, k x 1 and 1 x k by channel, 1 x 1) is not offered: docs/cp.md has what it would give. It has no closed form.
 """
 
 from __future__ import annotations
