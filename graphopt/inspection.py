@@ -124,8 +124,7 @@ def heaviest(loaded: ir.Model, count: int = 10, dims: Mapping[str, int] | None =
     constants = {place.owner: place.tensor for place in places(loaded)}
     rows = []
     for node in model.nodes(loaded):
-        read = (value if value is None or value in constants else value.producer() for value in node.inputs)
-        tensors = [constants[owner] for owner in read if owner in constants]
+        tensors = [tensor for value in node.inputs if (tensor := _weight(value, constants)) is not None]
         rows.append(
             NodeFacts(
                 name=site(node),
@@ -137,6 +136,16 @@ def heaviest(loaded: ir.Model, count: int = 10, dims: Mapping[str, int] | None =
         )
     rows = [row for row in rows if row.macs or row.weight_bytes]
     return sorted(rows, key=lambda row: (-(row.macs or 0), -row.weight_bytes))[:count]
+
+
+def _weight(value: ir.Value | None, constants: Mapping[ir.Value | ir.Node, ir.TensorProtocol]) -> ir.TensorProtocol | None:
+    """The tensor behind a value; of a DequantizeLinear's output, the integers that it reads."""
+    if value is None or value in constants:
+        return None if value is None else constants[value]
+    producer = value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return _weight(producer.inputs[0], constants)
+    return None if producer is None else constants.get(producer)
 
 
 def operator(node: ir.Node) -> str:

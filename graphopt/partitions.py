@@ -340,17 +340,24 @@ class _Judge:
 
     def _constants(self, node: ir.Node, limits: Limits) -> str | None:
         for index in limits.constant:
-            if (value := _given(node, index)) is not None and constant(value) is None:
+            if (value := _given(node, index)) is not None and not self._is_fixed(value):
                 return f"its {_ordinal(index)} input {REPLACEABLE if is_overridable(value) else 'is not constant'}"
         for index in limits.constant_or_int32:
             value = _given(node, index)
-            if value is not None and constant(value) is None and self._dtype(value) != "int32":
+            if value is not None and not self._is_fixed(value) and self._dtype(value) != "int32":
                 return f"its {_ordinal(index)} input is {self._dtype(value)} and not constant"
         if limits.nonnegative is not None:
             tensor = constant(_given(node, limits.nonnegative))
             if tensor is not None and tensor.size and np.min(tensor.numpy()) < 0:
                 return f"its {_ordinal(limits.nonnegative)} input has negative numbers"
         return None
+
+    def _is_fixed(self, value: ir.Value) -> bool:
+        """Whether it is constant, or what a DequantizeLinear that is taken too makes of constants, as of a weight."""
+        producer = value.producer()
+        if producer is None or producer.op_type != "DequantizeLinear" or self.why_not(producer) is not None:
+            return constant(value) is not None
+        return all(each is None or constant(each) is not None for each in producer.inputs)
 
     def _attributes(self, node: ir.Node, limits: Limits) -> str | None:
         for name, allowed in limits.attributes.items():

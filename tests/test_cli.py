@@ -207,6 +207,15 @@ def test_inspect_tells_what_the_model_is_made_of(tmp_path: Path) -> None:
     assert "conv2" in graphopt("inspect", source).stdout
 
 
+def test_inspect_counts_quantized_weights_as_those_of_the_layer_that_uses_them(tmp_path: Path) -> None:
+    text = (
+        "g (float[1, 3, 9, 9] x) => (float[1, 1, 9, 9] y) <int8[1, 3, 1, 1] q = {1, 2, 3}, float s = {0.5}> "
+        "{ w = DequantizeLinear(q, s) y = Conv(x, w) }"
+    )
+    found = json.loads(graphopt("inspect", write(from_text(text), tmp_path / "m.onnx"), "--json").stdout)["heaviest"][0]
+    assert (found["op_type"], found["parameters"], found["weight_bytes"]) == ("Conv", 3, 3)
+
+
 def test_compare_finds_equal_models_equal_and_different_ones_different(tmp_path: Path) -> None:
     a, b = write(small_cnn(), tmp_path / "a.onnx"), write(small_cnn(seed=1), tmp_path / "b.onnx")
     x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)

@@ -205,6 +205,21 @@ def test_a_provider_may_take_older_operators_only(tmp_path: Path) -> None:
     assert [left.why for left in found.sites] == ["the model's opset is 20, and the provider takes up to 17"]
 
 
+def test_a_quantized_weight_is_constant_to_a_provider_that_dequantizes_it() -> None:
+    model = ir.from_proto(
+        from_text(
+            "g (float[1, 3, 9, 9] x) => (float[1, 1, 9, 9] y) <int8[1, 3, 1, 1] q = {1, 2, 3}, float s = {0.5}> "
+            "{ w = DequantizeLinear(q, s) y = Conv(x, w) }"
+        )
+    )
+    cut = partitions.estimate(model, targets.load("nnapi"))
+    assert cut is not None
+    assert (cut.taken, cut.partitions) == (2, 1)
+    cut = partitions.estimate(model, targets.load("coreml"))
+    assert cut is not None
+    assert [left.why for left in cut.sites] == ["the provider has no such operator"]
+
+
 def test_an_initializer_that_a_caller_may_replace_is_no_constant() -> None:
     proto = from_text(
         "g (float[1, 3, 9, 9] x, float[4, 3, 3, 3] w) => (float[1, 4, 7, 7] y) { y = Conv(x, w) }",
