@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from . import __version__, registry, targets
-from .environment import environment, installed
+from .environment import environment, installed, no_telemetry
 from .errors import GraphoptError
 
 _REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)(?:\[[^]]*\])?\s*\(?(?P<bound>[^;)]*)\)?\s*(?:;\s*(?P<marker>.*))?$")
@@ -32,6 +32,7 @@ class Finding(BaseModel):
 
 def examine() -> list[Finding]:
     """Look at everything; takes a few seconds, since runtimes are tried by running a model."""
+    no_telemetry()
     provided = packages_distributions()
     return [*_machine(), *_clashes(provided), *_extras(provided), *_plugins(), *_passes(), *_targets()]
 

@@ -49,6 +49,16 @@ def installed(distribution: str) -> str | None:
         return None
 
 
+def no_telemetry() -> None:
+    """Keep engines that are imported from now on from telling their makers about it.
+
+    onnxruntime would start a thread, write to the user's cache folder and use the network; OpenVINO would fork a process for
+    that, and does without the package that it reports with.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it is an ImportError then
+
+
 def fingerprint() -> str:
     """A short key of what decides speed here: processor, instruction sets, cores, operating system kind, onnxruntime."""
     here = environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -79,19 +80,38 @@ def support(
         UsageError: A target names a table that there is not.
     """
     found = []
-    for target in wanted:
-        with progress.stage(f"asking {target.name}"):
-            here = targets.availability(target)
-            try:
-                assigned = targets.runtime(target).partition(path, target)
-            except GraphoptError as error:
-                cut = partitions.estimate(loaded, target, dims)
-                counted = {target.provider: cut.taken} if cut else {}
-                found.append(Support(target.name, False, error.what if here.ok else here.why, counted, cut))
-            else:
-                cut = partitions.from_provider(loaded, target, assigned)
-                found.append(Support(target.name, True, "", dict(assigned.nodes), cut))
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        fixed, fixed_path = _with_sizes(loaded, path, dims or {}, Path(folder))
+        for target in wanted:
+            with progress.stage(f"asking {target.name}"):
+                asked, file = (fixed, fixed_path) if target.fixed_shapes else (loaded, path)
+                found.append(_support(asked, file, target, dims))
     return found
+
+
+def _support(loaded: ir.Model, path: Path, target: Target, dims: Mapping[str, int] | None) -> Support:
+    here = targets.availability(target)
+    try:
+        assigned = targets.runtime(target).partition(path, target)
+    except GraphoptError as error:
+        cut = partitions.estimate(loaded, target, dims)
+        counted = {target.provider: cut.taken} if cut else {}
+        why = f"it does not run this model: {error.what}" if here.ok else f"it does not run here: {here.why}"
+        return Support(target.name, False, why, counted, cut)
+    return Support(target.name, True, "", dict(assigned.nodes), partitions.from_provider(loaded, target, assigned))
+
+
+def _with_sizes(loaded: ir.Model, path: Path, dims: Mapping[str, int], folder: Path) -> tuple[ir.Model, Path]:
+    """The model and its file; where inputs have dynamic dimensions that ``dims`` gives a size, those of a copy that has it."""
+    dynamic = {dim for spec in model.input_specs(loaded) for dim in spec.shape or () if isinstance(dim, str)}
+    if not dynamic & {*dims}:
+        return loaded, path
+    copy = model.clone(loaded)
+    for value in copy.graph.inputs:
+        if value.shape is not None:
+            sizes = (dims.get(str(dim.value), dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape)
+            value.shape = ir.Shape(sizes)
+    return copy, model.save(copy, folder / path.name, durable=False).path
 
 
 def facts(loaded: ir.Model, path: Path, name: Path | None = None, dims: Mapping[str, int] | None = None) -> ModelFacts:

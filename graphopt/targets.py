@@ -150,9 +150,9 @@ def availability(target: Target) -> Availability:
     foreign = target.machine not in {None, here}
     problem = None
     if target.system not in {None, platform.system()}:
-        problem = f"it is for {target.system}, and this is {platform.system()}"
+        problem = f"it is for {_called(target.system)}, and this is {_called(platform.system())}"
     elif foreign and target.elsewhere == "missing":
-        problem = f"it is {target.machine}, and this machine is {here}"
+        problem = f"it is for {target.machine} processors, and this one is {here}"
     elif target.isa and not {*target.isa} & {*environment().isa}:
         problem = f"it needs a processor with {' or '.join(target.isa)}, which this one does not have"
     if problem is not None:
@@ -166,9 +166,14 @@ def availability(target: Target) -> Availability:
     except MissingError as error:
         return Availability(ok=False, why=error.what, hint=error.hint or install_line(target))
     if found.ok and foreign:
-        why = f"it is {target.machine}, and this machine is {here}: answers are checked here, and nothing is timed"
+        why = f"it is for {target.machine} processors, and this one is {here}: answers are checked here, and nothing is timed"
         return replace(found, timed=False, why=why)
     return found
+
+
+def _called(system: str | None) -> str:
+    """An operating system as people call it."""
+    return "macOS" if system == "Darwin" else str(system)
 
 
 def is_reference(target: Target) -> bool:

@@ -20,11 +20,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from graphopt.environment import installed
+from graphopt.environment import installed, no_telemetry
 from graphopt.errors import MissingError
 from graphopt.targets import Target, install_line
 
 CPU = "CPUExecutionProvider"
+_plugged_in: set[str] = set()
+"""Providers that this process has registered: onnxruntime lists them with its own from then on."""
 _INSTALL = "pip install 'graphopt[cpu]'"
 _NVIDIA = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 _SWAP = "pip uninstall -y onnxruntime && "
@@ -50,12 +52,12 @@ class Choice:
 
 
 def onnxruntime() -> Any:
-    """The module with its telemetry off, which would start a thread, write to the user's cache folder and use the network.
+    """The module with its telemetry off.
 
     Raises:
         MissingError: It is not installed, or an empty package is left of it.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    no_telemetry()
     try:
         import onnxruntime as module
     except ImportError as error:
@@ -78,7 +80,8 @@ def choose(target: Target) -> Choice:
         return _plugged(ort, target, target.plugin)
     known = ort.get_available_providers()
     if target.provider not in known:
-        why = f"this onnxruntime {ort.__version__} has no {target.provider} (it has {', '.join(known)})"
+        built_in = ", ".join(name for name in known if name not in _plugged_in)
+        why = f"this onnxruntime {ort.__version__} has no {target.provider} (it has {built_in})"
         raise MissingError(why, hint=_install_built_in(target))
     if target.provider in _NVIDIA:
         _preload(ort)
@@ -117,6 +120,7 @@ def _register(ort: Any, provider: str, library: Path) -> None:
         raise MissingError(f"onnxruntime {ort.__version__} takes no plugins", hint="pip install -U onnxruntime")
     try:
         ort.register_execution_provider_library(provider, str(library))
+        _plugged_in.add(provider)
     except Exception as error:
         reason = " ".join(str(error).split())
         hint = f"onnxruntime {ort.__version__} and the plugin must fit together: pip install -U onnxruntime and the plugin."

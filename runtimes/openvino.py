@@ -31,6 +31,7 @@ from graphopt.contracts import (
     SessionOptions,
     TensorSpec,
 )
+from graphopt.environment import no_telemetry
 from graphopt.errors import GraphoptError, MissingError, ModelError
 from graphopt.model import count_nodes, input_specs, load, output_specs
 from graphopt.targets import Target, install_line
@@ -172,6 +173,7 @@ def _core() -> Any:
     Raises:
         MissingError: It is not installed.
     """
+    no_telemetry()
     try:
         import openvino
     except ImportError as error:

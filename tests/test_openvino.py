@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -138,3 +140,19 @@ class TestInstalled:
         found = targets.availability(targets.load("openvino-npu").model_copy(update={"provider": "TPU"}))
         assert not found.ok
         assert "finds no TPU on this machine" in found.why
+
+
+@pytest.mark.openvino
+def test_importing_openvino_tells_nobody_and_writes_nothing_at_home(tmp_path: Path) -> None:
+    code = """
+    import os, sys
+    os.fork = None  # its telemetry sends from a process of its own
+    from graphopt import targets
+    assert targets.availability(targets.load("openvino-cpu")).ok
+    assert sys.modules.get("openvino_telemetry") is None
+    """
+    clean = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env={**clean, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -56,7 +56,7 @@ def test_a_target_like_one_that_does_not_ship_is_a_usage_error(other: str) -> No
     ("fields", "why"),
     [
         ({"system": "BeOS"}, "it is for BeOS, and this is"),
-        ({"machine": "riscv64"}, "it is riscv64, and this machine is"),
+        ({"machine": "riscv64"}, "it is for riscv64 processors, and this one is"),
         ({"isa": ("amx_int9", "vnni9")}, "it needs a processor with amx_int9 or vnni9"),
         ({"runtime": "abacus", "extra": "beads"}, "no runtime called 'abacus' is installed"),
     ],

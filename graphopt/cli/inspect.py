@@ -108,23 +108,30 @@ def command(path: Path, top: int, target_names: tuple[str, ...], dims: dict[str,
 
 def _show_cut(found: Support) -> None:
     """How one target cuts the model, and what stays behind."""
+    from graphopt.partitions import NOT_FIXED
+
     from .output import console, table
 
     out, cut = console(), found.cut
     if cut is None:
         out.print(
-            f"{found.target}: not known. {found.why}; and there is no table of its operators.", markup=False, soft_wrap=True
+            f"{found.target}: not known; {found.why}, and there is no table of its operators.", markup=False, soft_wrap=True
         )
         return
     out.print(f"{found.target}: {cut.told}", markup=False, style="bold")
     if cut.judged_by == "provider":
         out.print(f"  said by {cut.source}, which loaded the file", markup=False)
     else:
-        out.print(f"  an estimate from a table; it does not run here: {found.why}", markup=False, soft_wrap=True)
+        out.print(f"  an estimate from a table; {found.why}", markup=False, soft_wrap=True)
         out.print(f"  the table: {cut.source}", markup=False, soft_wrap=True)
     rows = [(operator, f"{number:,}", why) for operator, why, number in cut.reasons]
     if rows:
         out.print(table(("stays behind", "nodes", "why"), rows, numbers_from=3))
+    if any(why == NOT_FIXED for _, why, _ in cut.reasons):
+        out.print(
+            "  --dim NAME=SIZE gives dynamic dimensions of the inputs a size here, as shapes.fix does when optimizing",
+            markup=False,
+        )
     for note in cut.notes:
         out.print(f"  not checked: {note}", markup=False, soft_wrap=True)
     out.print()

@@ -55,7 +55,12 @@ def reasons(rows: Sequence[Measured]) -> list[str]:
     done = [row for row in rows if row.error is None]
     lines = []
     if done:
-        clocks = sorted({f"{row.clock} time, {row.threads} thread{'s' if row.threads != 1 else ''}" for row in done})
+        clocks = sorted(
+            {
+                f"{'CPU' if row.clock == 'cpu' else 'wall'} time, {row.threads} thread{'s' if row.threads != 1 else ''}"
+                for row in done
+            }
+        )
         batches = sorted({row.batch for row in done})
         batch = "One sample" if batches == [1] else f"{', '.join(map(str, batches))} samples"
         lines.append(f"{batch} a run; latency in {'; '.join(clocks)}.")
