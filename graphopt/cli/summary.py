@@ -37,7 +37,7 @@ def show(report: Report, folder: Path | None) -> None:
     passes = []
     for each in report.passes:
         done, declined = summary.changes_made(each)
-        what = f"{done} changes{f', {declined} declined' if declined else ''}"
+        what = f"{done} change{'s' if done != 1 else ''}{f', {declined} declined' if declined else ''}"
         nodes = f"{each.nodes_before} to {each.nodes_after}"
         passes.append((each.name, "kept" if each.kept else "undone", what, nodes, units.seconds(each.seconds).text, each.why))
     if passes:
