@@ -131,6 +131,8 @@ def measure(
             row = Measured(model=str(path), target=target.name)
             if not here.ok or not here.timed:
                 said = {"error": here.why, "absent": not here.ok, "exit_code": 0 if here.ok else MissingError.exit_code}
+                if here.ok and (problem := _unreadable(path)) is not None:
+                    said |= {"error": str(problem), "exit_code": problem.exit_code}
                 yield row.model_copy(update=said), key, None
                 continue
             for batch, threads in product(options.batches or (target.batch,), options.threads or (target.threads,)):
@@ -143,6 +145,15 @@ def measure(
                     yield row.model_copy(update=said), key, None
                     continue
                 yield done, f"{key}@{target.name}", baseline.entry(path, target.name, found, versions())
+
+
+def _unreadable(path: Path) -> GraphoptError | None:
+    """Why a file is no model; None when it is one."""
+    try:
+        model.load(path)
+    except GraphoptError as error:
+        return error
+    return None
 
 
 def _label(case: _Case, options: Options) -> str:

@@ -102,15 +102,21 @@ def _support(loaded: ir.Model, path: Path, target: Target, dims: Mapping[str, in
 
 
 def _with_sizes(loaded: ir.Model, path: Path, dims: Mapping[str, int], folder: Path) -> tuple[ir.Model, Path]:
-    """The model and its file; where inputs have dynamic dimensions that ``dims`` gives a size, those of a copy that has it."""
-    dynamic = {dim for spec in model.input_specs(loaded) for dim in spec.shape or () if isinstance(dim, str)}
-    if not dynamic & {*dims}:
+    """The model and its file; where ``dims`` gives dynamic dimensions of inputs a size, those of a copy that has it."""
+
+    def sized(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        return dim if isinstance(dim, int) else dims.get(str(dim.value), dims.get(f"{value.name}:{axis}", dim))
+
+    shapes = {
+        value.name: ir.Shape([sized(value, axis, dim) for axis, dim in enumerate(value.shape)])
+        for value in loaded.graph.inputs
+        if value.shape is not None
+    }
+    if all(shapes[value.name] == value.shape for value in loaded.graph.inputs if value.name in shapes):
         return loaded, path
     copy = model.clone(loaded)
     for value in copy.graph.inputs:
-        if value.shape is not None:
-            sizes = (dims.get(str(dim.value), dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape)
-            value.shape = ir.Shape(sizes)
+        value.shape = shapes.get(value.name)
     return copy, model.save(copy, folder / path.name, durable=False).path
 
 

@@ -224,8 +224,8 @@ def _check_place(output: Path, force: bool) -> None:
 def _beside(output: Path) -> Iterator[Path]:
     """A new folder on the same disk; gone afterwards if it was not put in place."""
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
-    folder.chmod(0o755)
     try:
+        folder.chmod(0o755)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -255,7 +255,7 @@ def _shapes_hint(session: Any, target: Target) -> str | None:
     if not (sizes and target.fixed_shapes):
         return None
     fix = " ".join(f"--set shapes.fix.{name}=1" for name in sizes)
-    return f"It takes fixed shapes only. Give each dynamic dimension of the inputs a size, such as {fix}."
+    return f"It takes fixed shapes only. Give each dynamic dimension of the inputs a size: graphopt optimize {fix}."
 
 
 def _assignment(session: Any) -> list[tuple[str, str, str]]:

@@ -167,6 +167,14 @@ def test_a_named_target_that_is_not_here_is_a_row_and_exit_6(tmp_path: Path) -> 
     assert (nnapi["absent"], nnapi["exit_code"]) == (True, 6)
 
 
+def test_a_file_that_is_no_model_is_an_error_where_nothing_is_timed_too(tmp_path: Path) -> None:
+    board = tmp_path / "board.yaml"
+    board.write_text("{like: cpu, name: board, summary: another processor, machine: riscv64, elsewhere: untimed}")
+    done = graphopt("bench", tmp_path / "absent.onnx", "--target", board)
+    assert done.returncode == 3
+    assert "there is no such file" in done.stdout
+
+
 def test_what_was_measured_is_a_page_too(tmp_path: Path) -> None:
     source = write(small_cnn(), tmp_path / "<b>.onnx")
     done = graphopt("bench", source, "--batch", "1,2", "--time-limit", "0.2", "--report", tmp_path / "out")

@@ -57,6 +57,15 @@ def test_a_model_with_dynamic_shapes_is_refused_with_the_options_that_fix_them(t
         targets.runtime(TARGET).open(path, TARGET)
 
 
+@pytest.mark.parametrize("size", ["N=1", "x:0=1"])
+def test_inspect_asks_the_provider_how_it_cuts_a_model_that_is_given_sizes(tmp_path: Path, size: str) -> None:
+    path = write(small_cnn(), tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "graphopt", "inspect", str(path), "--target", "qnn-htp", "--dim", size, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (target,) = json.loads(done.stdout)["targets"]
+    assert (target["judged_by"], target["partitions"], target["left_behind"]) == ("provider", 1, [])
+
+
 def optimize(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graphopt", "optimize", str(path), "-o", "out.onnx", "--target", "qnn-htp", "--json"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
