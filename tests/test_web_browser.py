@@ -165,13 +165,17 @@ def test_a_browser_that_died_is_replaced(cnn: Path, image: np.ndarray) -> None:
 
 
 def test_nothing_is_left_of_a_killed_process(tmp_path: Path) -> None:
-    code = "from graphopt.runtimes.web import engine; engine.browser(); print('ready', flush=True); import time; time.sleep(60)"
+    deep = tmp_path / "a folder whose path is too long for the sockets of a browser"
+    deep.mkdir()
+    code = (
+        "from graphopt.runtimes.web import engine; print(engine.browser()[0]._folder, flush=True); import time; time.sleep(60)"
+    )
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(deep)}
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    [folder] = tmp_path.glob("graphopt-browser-*")
+    folder = Path(child.stdout.readline().strip())
+    assert folder.name.startswith("graphopt-browser-")
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
@@ -180,6 +184,7 @@ def test_nothing_is_left_of_a_killed_process(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert not folder.exists()
     assert not _running(str(folder))
+    assert list(deep.iterdir()) == []
 
 
 def test_a_browser_that_does_not_end_in_time_is_killed_and_its_folder_removed(monkeypatch: pytest.MonkeyPatch) -> None:

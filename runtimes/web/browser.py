@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from graphopt.errors import MissingError
@@ -38,7 +39,7 @@ INSTALL = (
 )
 _KEEPER = """
 folder=$1; shift
-HOME="$folder" "$@" "--user-data-dir=$folder" 3<&0 4>&1 </dev/null >/dev/null
+HOME="$folder" TMPDIR="$folder" "$@" "--user-data-dir=$folder" 3<&0 4>&1 </dev/null >/dev/null
 rm -rf "$folder" 2>/dev/null || { sleep 1; rm -rf "$folder"; }
 """
 _FLAGS = (
@@ -57,6 +58,8 @@ _FLAGS = (
     "--disable-renderer-backgrounding",
     "--disable-backgrounding-occluded-windows",
 )
+_LONGEST = 60
+"""Characters of the folder's path: the browser makes a socket below it, whose path may have 107 in all."""
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
 _CONSOLE_LINES = 100_000
@@ -97,7 +100,7 @@ class Browser:
         self._lock = threading.RLock()
         self._buffer = b""
         self._pages: dict[str, Page] = {}
-        self._folder = tempfile.mkdtemp(prefix="graphopt-browser-")
+        self._folder = _new_folder()
         with tempfile.TemporaryFile() as said:
             flags = [*_FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]  # which refuses to work for root
             self._process = subprocess.Popen(  # noqa: S603 - the command that the user has, or named
@@ -253,6 +256,13 @@ class Page:
     def close(self) -> None:
         """Close it."""
         self.browser.forget(self)
+
+
+def _new_folder() -> str:
+    """A folder of its own for a browser, with a path that is short enough for it."""
+    prefix = "graphopt-browser-"
+    usual = Path(tempfile.gettempdir(), f"{prefix}12345678")
+    return tempfile.mkdtemp(prefix=prefix, dir=None if len(str(usual)) <= _LONGEST else "/tmp")  # noqa: S108 - made by mkdtemp
 
 
 def _last_line(said: IO[bytes]) -> str:
