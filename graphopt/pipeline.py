@@ -11,7 +11,6 @@ signature or changes an answer is undone and named in the report; nothing is wri
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +23,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__, answers, inspection, joint, metrics, model, observe, partitions, placement, sizes, targets, verdict
-from .contracts import Context, LossyPass, NodeTime, Pass, Progress, Session, Silent
-from .dataset import Dataset, open_dataset
-from .dataset.generate import generate
+from . import __version__, answers, feeding, inspection, joint, model, observe, partitions, placement, targets, verdict
+from .contracts import Context, LossyPass, NodeTime, Progress, Session, Silent
+from .dataset import Dataset
 from .environment import environment, peak_rss_bytes
-from .errors import BudgetError, DataError, GraphoptError, MissingError, ModelError
+from .errors import BudgetError, GraphoptError, ModelError
 from .evidence import Evidence, answers_row, placement_row
 from .job import Job, prepare
 from .journal import Done, Journal
@@ -38,11 +36,10 @@ from .recipe import Recipe, Step
 from .report.schema import ChangeRow, FigureRow, PassRow, Report
 from .stage import Outcome, Stage
 from .targets import Target
-from .trial import Trial, is_narrowed
+from .trial import Trial
 from .verdict import Judgement
+from .workbench import Workbench
 
-RUN_BYTES = 16 << 20
-"""The largest value of one run of a model on the user's data."""
 LISTED_CHANGES = 5000
 """Changes listed per pass in the report; the rest is counted."""
 
@@ -155,10 +152,11 @@ class Run:
         self.original = answers.Original(job.model, self.here, verify=job.verify)
         self.observed = observe.Cache(observe.cache_folder(), engine=self.original.judge.model_dump_json())
         self.temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
+        self.bench = Workbench(job.target, self.here, self.original.judge, self.temporary)
         with progress.stage(f"reading {job.model.name}"):
             original = model.load(job.model)
-            as_fed = self._as_fed(original)
-            fixed = _fixed(original, as_fed)
+            as_fed = feeding.as_fed(original, job.recipe, self.context(data=None))
+            fixed = feeding.fixed(original, as_fed)
             self.dims = {name: size for name, size in job.dims.items() if fixed.get(name) != size}
             self.input = inspection.facts(original, job.model, dims={**job.dims, **fixed})
         self.notes += original.meta.get("graphopt.notes", [])
@@ -176,81 +174,36 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------------- preparation
 
-    def _open_model(self, candidate: ir.Model) -> Session:
-        """The session factory that passes are given."""
-        gc.collect()  # clones of the model that are done with hold their weights in cycles until then
-        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
-            return answers.open_on(self.original.judge, model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
-
     def _profile(self, candidate: ir.Model) -> Sequence[NodeTime]:
         """Time per node of a model that a pass asks about."""
         assert self.evidence is not None
-        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
-            return self.evidence.profile(model.save(candidate, Path(folder) / "model.onnx", durable=False).path)
-
-    def _partition(self, candidate: ir.Model) -> partitions.Cut | None:
-        """How the target's provider would cut a model that a pass asks about."""
-        target = self.job.target
-        if self.here is not target:
-            return partitions.estimate(candidate, target)
-        with tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True) as folder:
-            path = model.save(candidate, Path(folder) / "model.onnx", durable=False).path
-            try:
-                return partitions.from_provider(candidate, target, self.runtime.partition(path, target))
-            except (MissingError, ModelError):
-                return None
+        with self.bench.saved(candidate) as path:
+            return self.evidence.profile(path)
 
     def context(self, data: Dataset | None, growth_bytes: int | None = None) -> Context:
         """What a pass of this run may use."""
         return Context(
             target=self.job.target,
-            open_session=self._open_model,
+            open_session=self.bench.open,
             data=data,
             rng=np.random.default_rng(self.job.seed),
             progress=self.progress,
             profile=self._profile if self.job.timing and self.evidence is not None else None,
-            partition=self._partition,
+            partition=self.bench.partition,
             goal=self.job.budget.goal,
             exclude=self.job.exclude,
             growth_bytes=growth_bytes,
             observed=self.observed,
         )
 
-    def _as_fed(self, original: ir.Model) -> ir.Model:
-        """The model with those dimensions fixed that the recipe will fix: what it can be fed, the original can be fed too."""
-        narrower = [s.rewrite for s in self.job.recipe.steps if isinstance(s.rewrite, Pass) and s.rewrite.changes_signature]
-        if not narrower:
-            return original
-        fed = model.clone(original)
-        for rewrite in narrower:
-            try:
-                rewrite.apply(fed, self.context(data=None))
-            except GraphoptError:
-                raise
-            except Exception:  # a defect: the pass will be undone, and named, when its turn comes
-                return original
-        return fed if is_narrowed(model.input_specs(original), model.input_specs(fed)) else original
-
     def _open_data(self, as_fed: ir.Model, session: Session | None) -> tuple[Dataset | None, Evidence | None]:
         """The unlabelled data that passes may use, and the evidence on the data that the written file is checked on."""
-        job, specs = self.job, model.input_specs(as_fed)
-        with self.progress.stage("checking the data"):
-            given = open_dataset(job.data, specs, images=job.images) if job.data else None
-            checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data else given
-            if checks is None and session is not None:
-                checks = generate(as_fed, dims=self.dims, seed=job.seed, runs=session.accepts)
-                self.notes.append("Inputs were generated: they show agreement and speed, not accuracy.")
-        given, checks = self._in_runs(as_fed, given), self._in_runs(as_fed, checks)
-        for dataset in (given, checks):
-            self.notes += [] if dataset is None else [note for note in dataset.notes if note not in self.notes]
+        job = self.job
+        given, checks, notes = feeding.opened(job, as_fed, self.dims, session, self.progress)
+        self.notes += [note for note in notes if note not in self.notes]
         if session is None or checks is None:
             return given, None
-        metric = None
-        if not checks.generated:
-            metric = metrics.choose(job.metric, session.outputs, checks.labelled, labels_dtype=checks.labels_dtype)
-        elif job.metric or job.budget.max_drop is not None:
-            option = "--metric" if job.metric else "--max-drop"
-            raise DataError(f"{option} needs data: generated inputs say nothing about it", hint="Give --eval or --data.")
+        metric = feeding.metric_of(job, checks, session)
         reference = self.original.reference(checks, self.temporary)
         evidence = Evidence(
             original=self.original.path,
@@ -269,13 +222,6 @@ class Run:
             own=self.original.own(session, reference, checks, self.stages[0].model, self.progress),
         )
         return given or checks, evidence
-
-    def _in_runs(self, as_fed: ir.Model, data: Dataset | None) -> Dataset | None:
-        """The data in batches that are small enough: a runtime keeps the memory of its largest run, in every session."""
-        if data is None or not data.splittable:
-            return data
-        feed = next(data.batched(1).batches()).feed
-        return data.batched(max(1, min(data.batch, RUN_BYTES // sizes.largest_bytes(as_fed, feed))))
 
     def _key(self) -> dict[str, object]:
         """What decides the result; a journal is resumed only when all of it is the same."""
@@ -446,13 +392,6 @@ class Run:
         if problem is None and job.strict_provider:
             problem = placement.left_behind(partition, self.here)
         return Judgement(facts, validation, timing, problem, partition)
-
-
-def _fixed(original: ir.Model, as_fed: ir.Model) -> dict[str, int]:
-    """The sizes of the symbols that are fixed in the second model."""
-    pairs = zip(model.input_specs(original), model.input_specs(as_fed), strict=True)
-    dims = (pair for old, new in pairs for pair in zip(old.shape or (), new.shape or (), strict=False))
-    return {was: now for was, now in dims if isinstance(was, str) and isinstance(now, int)}
 
 
 def _passes_full_check(loaded: ir.Model) -> bool:
