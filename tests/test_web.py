@@ -231,3 +231,19 @@ def test_placements_are_read_from_the_log() -> None:
     found = engine._partition(log, "webgpu")
     assert found.nodes == {"webgpu": 2, "wasm": 1}
     assert found.left_behind == [("how large", "Shape", "wasm")]
+
+
+def test_a_file_that_has_gone_is_no_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"x")
+    server = Server()
+    address = server.share(path)
+    path.unlink()
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.netloc)
+    connection.request("GET", parts.path)
+    with pytest.raises(http.client.RemoteDisconnected):
+        connection.getresponse()
+    connection.close()
+    server.close()
+    assert capfd.readouterr().err == ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import logging
 import mimetypes
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+_LOG = logging.getLogger(__name__)
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
@@ -33,7 +35,7 @@ class Server:
         self._values: dict[str, bytes] = {}
         self._count = itertools.count()
         token = secrets.token_urlsafe(16)
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, f"/{token}/"))
+        self._server = _Quiet(("127.0.0.1", 0), partial(_Handler, self, f"/{token}/"))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="graphopt-web", daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_port}/{token}/"
@@ -84,6 +86,13 @@ class Server:
             return False
         self._values[name] = data
         return True
+
+
+class _Quiet(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a request that fails, as when the command is interrupted: the page says what it lacks."""
+        del request, client_address
+        _LOG.debug("a request of the page failed", exc_info=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
