@@ -16,7 +16,7 @@ from graphopt import observe
 from graphopt.contracts import Change, Context, Pass, Session
 from graphopt.dataset import Batch
 from graphopt.errors import DataError, ModelError
-from graphopt.observe import ChannelMean, ChannelRange, Histogram, Keep, MinMax, MovingAverage, collectors, sweeps
+from graphopt.observe import ChannelMean, ChannelRange, ChannelZeros, Histogram, Keep, MinMax, MovingAverage, collectors, sweeps
 from graphopt.pipeline import optimize
 from graphopt.recipe import Recipe, Step
 
@@ -57,8 +57,15 @@ def test_every_observer_finds_what_a_direct_computation_finds() -> None:
     assert found["x"][0].low == X.min()
 
 
+def test_zeros_of_each_channel_are_counted() -> None:
+    proto = from_text("g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { r = Relu(x) y = Neg(r) }")
+    with context(proto, x=X) as c:
+        [zeros] = c.observe(ir.from_proto(proto), {"r": [ChannelZeros(1)]})["r"]
+    np.testing.assert_allclose(zeros.share, (X <= 0).mean(axis=(0, 2, 3)))
+
+
 @pytest.mark.parametrize(
-    "observer", [MinMax(), MovingAverage(), Histogram(64), ChannelRange(1), Keep(9), Keep(21, 4 * 64 * 8 * 4)]
+    "observer", [MinMax(), MovingAverage(), Histogram(64), ChannelRange(1), ChannelZeros(1), Keep(9), Keep(21, 4 * 64 * 8 * 4)]
 )
 @pytest.mark.parametrize("counted", [50, 1000])
 def test_the_size_of_a_batch_changes_nothing(observer: observe.Observer, counted: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
     Histogram       how often x falls into each of a few thousand equal bins         -> Counts
     ChannelRange    min x and max x for each index of an axis                        -> ChannelRanges
     ChannelMean     E x and E x^2 for each index of an axis                          -> ChannelMoments
+    ChannelZeros    how often x = 0 for each index of an axis                        -> ChannelShares
     Keep            the first samples themselves                                     -> Kept
 
 An observer is a description that can be compared and hashed; ``start`` makes the collector that does the work. What a
@@ -151,6 +152,13 @@ class ChannelMoments:
 
 
 @dataclass(frozen=True)
+class ChannelShares:
+    """The part of each channel's values that something is true of, [C], float64."""
+
+    share: Array
+
+
+@dataclass(frozen=True)
 class Kept:
     """The value in the first runs, one array a run, as the model gave it."""
 
@@ -221,6 +229,18 @@ class ChannelMean:
     def start(self) -> Collector:
         """A collector that has seen nothing yet."""
         return _ChannelMean(self.axis)
+
+
+@dataclass(frozen=True)
+class ChannelZeros:
+    """The part of the values of each index of ``axis`` that is zero itself."""
+
+    axis: int = 1
+    gives: ClassVar[type[Result]] = ChannelShares
+
+    def start(self) -> Collector:
+        """A collector that has seen nothing yet."""
+        return _ChannelZeros(self.axis)
 
 
 @dataclass(frozen=True)
@@ -391,6 +411,21 @@ class _ChannelMean:
 
     def result(self) -> ChannelMoments:
         return ChannelMoments(np.asarray(self.sums) / self.count, np.asarray(self.squares) / self.count, self.count)
+
+
+class _ChannelZeros:
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.zeros: Array | float = 0.0
+        self.count = 0
+
+    def update(self, seen: Seen) -> None:
+        values = _by_channel(seen.values, self.axis)
+        self.zeros = self.zeros + (values == 0).sum(axis=(0, 2), dtype=np.float64)
+        self.count += values.shape[0] * values.shape[2]
+
+    def result(self) -> ChannelShares:
+        return ChannelShares(np.asarray(self.zeros) / self.count)
 
 
 class _Keep:

@@ -5,6 +5,8 @@ fpgm          distance to the other units: what lies in their middle can be repl
 batchnorm     scale of the batch norm behind the unit (Liu et al. 2017), where the recipe leaves batch norms; l2 elsewhere
 random        the yardstick for all others
 activation    mean square of what the unit gives, where layers read it
+apoz          the part of what the unit gives that is not zero, there (Hu et al. 2016: average percentage of zeros); l2 where
+              nothing is ever zero, as no ReLU is
 wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
 """
 
@@ -22,7 +24,7 @@ from graphopt.graphs import constant
 
 from .selection import Reader
 
-Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "batchnorm", "random", "activation", "wanda"]
+Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "batchnorm", "random", "activation", "apoz", "wanda"]
 
 
 def slices(use: Use, size: int) -> list[Array]:

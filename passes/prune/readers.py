@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.axes import Group
 from graphopt.contracts import Array, Context
-from graphopt.observe import Gram, Grams, observable
+from graphopt.observe import ChannelZeros, Gram, Grams, observable
 
 from .layers import Layer, layers
 from .selection import Reader
@@ -63,6 +63,35 @@ def packs(
             name: [(one, _readers(one, moments[one.value, one.gram], size)) for one in readings]
             for name, readings in pack.items()
         }
+
+
+def active(model: ir.Model, groups: Mapping[str, Group], context: Context, samples: int) -> dict[str, Array]:
+    """By name of a group, the part of what layers read of each unit that is not zero [size]; no entry where it is all of it.
+
+    Raises:
+        DataError, ModelError: As ``Context.observe``.
+    """
+    known, names = layers(model), observable(model)
+    read: dict[str, list[tuple[str, ChannelZeros, Array]]] = {}
+    wanted: dict[str, list[ChannelZeros]] = {}
+    for name, group in groups.items():
+        for use in group.consumers:
+            layer = known.get(use.node)
+            if layer is not None and use.value is layer.weight and use.axis == layer.axis and layer.reads.name in names:
+                value, observer = layer.reads.name or "", ChannelZeros(-1 if layer.patches is None else 1)
+                read.setdefault(name, []).append((value, observer, np.tile(use.units, layer.groups)))
+                wanted[value] = [*dict.fromkeys([*wanted.get(value, []), observer])]
+    results = context.observe(model, wanted, samples=samples) if wanted else {}
+    found = {}
+    for name, reads in read.items():
+        zeros, count = np.zeros(groups[name].size), np.zeros(groups[name].size)
+        for value, observer, units in reads:
+            share, within = results[value][wanted[value].index(observer)].share, units >= 0
+            zeros += np.bincount(units[within], share[within], len(zeros))
+            count += np.bincount(units[within], minlength=len(zeros))
+        if zeros.any():
+            found[name] = 1 - zeros / np.maximum(count, 1)
+    return found
 
 
 def _readings(group: Group, known: Mapping[ir.Node, Layer], names: frozenset[str], samples: int) -> Iterator[Reading]:

@@ -291,12 +291,14 @@ class Structured(LossyPass):
             free = {name: group for name, group in groups.items() if group.prunable}
             assert context.data is not None, "the pass says that it needs data"
             samples = damage.fitted_on(context.data, self.options.samples)
+            active = readers.active(parts.model, free, context, samples) if self.criterion == "apoz" else {}
             with context.progress.stage("weighing channels", len(free)) as step:
                 for pack in readers.packs(parts.model, free, context, samples):
                     for name, readings in pack.items():
                         group = free[name]
                         counts = self._counts(group.size, context) or [0]
-                        known.selections[name] = self._select(group, [r for _, found in readings for r in found], counts[-1])
+                        asked = [reader for _, found in readings for reader in found]
+                        known.selections[name] = self._select(group, asked, counts[-1], active.get(name))
                         gone = known.selections[name].order[: damage.middle(counts)]
                         known.fitted[name] = {
                             reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
@@ -306,11 +308,13 @@ class Structured(LossyPass):
             self._known = known
         return self._known
 
-    def _select(self, group: Group, readers: Sequence[Reader], most: int) -> Selection:
-        """The order of a group's units, of ``most`` at least."""
+    def _select(self, group: Group, readers: Sequence[Reader], most: int, active: Array | None) -> Selection:
+        """The order of a group's units, of ``most`` at least; ``active`` [size] where it is known and decides."""
         criterion = self.criterion
         if criterion == "reconstruction" and readers:
             found = selection.surgeon(readers, group.size, most if len(group.parts) == 1 else group.size - 1)
+        elif active is not None:
+            found = selection.ranked(active, group.size)
         elif criterion in {"activation", "wanda"} and readers:
             found = selection.ranked(criteria.by_readers(readers, group.size, criterion), group.size)
         else:

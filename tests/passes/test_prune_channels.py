@@ -93,7 +93,7 @@ def sizes(pruned: ir.Model) -> list[int]:
     return [node.inputs[1].const_value.shape.numpy()[0] for node in convs[:-1]]
 
 
-@pytest.mark.parametrize("other", ["l1", "l2", "random", "fpgm", "batchnorm", "activation", "wanda"])
+@pytest.mark.parametrize("other", ["l1", "l2", "random", "fpgm", "batchnorm", "activation", "apoz", "wanda"])
 def test_the_surgeon_leaves_less_error_than_other_criteria_on_correlated_channels(other: str) -> None:
     net = Net(x=["N", 12, 8, 8])
     before = net.model(net.conv(net.conv("x", 12, 12, kernel=1), 12, 5))
@@ -116,6 +116,29 @@ def test_channels_with_the_smallest_scales_of_batch_norms_go_first() -> None:
     assert left is not None
     assert left.const_value is not None
     np.testing.assert_array_equal(np.sort(np.abs(left.const_value.numpy())), largest)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_apoz_removes_the_units_that_are_zero_most_often(kind: str) -> None:
+    shape = [4, 8, 8] if kind == "conv" else [8]
+    net = Net(x=["N", *shape])
+    inputs = shape[0]
+    shift = np.where(np.arange(12) % 2, 3.0, -3.0).astype(np.float32)  # units with odd numbers are rarely zero
+    made = net.conv("x", inputs, 12) if kind == "conv" else net.linear("x", inputs, 12)
+    hidden = net("Relu", net("Add", made, net.constant(shift.reshape(-1, 1, 1) if kind == "conv" else shift)))
+    before = net.model(net.conv(hidden, 12, 4) if kind == "conv" else net.linear(hidden, 12, 4))
+    after = prune(before, normal(before, 64), ratio=0.5, criterion="apoz", reconstruct=False).model
+    left = [tensor.numpy() for value in after.graph.initializers.values() if (tensor := value.const_value) is not None]
+    [shifts] = [array.reshape(-1) for array in left if np.all(np.abs(array) == 3)]
+    np.testing.assert_array_equal(shifts, np.full(6, 3.0))
+
+
+def test_apoz_weighs_by_the_weights_where_nothing_is_zero() -> None:
+    net = Net(x=["N", 6])
+    before = net.model(net.linear(net.linear("x", 6, 16), 16, 4))
+    given = normal(before, 32)
+    apoz, l2 = (prune(before, given, ratio=0.5, criterion=name).model for name in ("apoz", "l2"))
+    assert_same_outputs(apoz, l2, given)
 
 
 def test_the_fitted_layer_is_the_least_squares_optimum() -> None:
