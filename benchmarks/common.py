@@ -90,6 +90,8 @@ def publish(name: str, title: str, parts: Sequence[str], figures: Any, options: 
     )
     page = "\n\n".join([f"# {title}", header, *parts]) + "\n"
     print(page)
+    for folder in filter(None, (options.json and options.json.parent, options.docs)):
+        folder.mkdir(parents=True, exist_ok=True)
     if options.json:
         options.json.write_text(
             json.dumps({"environment": here.model_dump(), "figures": figures}, indent=2) + "\n", encoding="utf-8"

@@ -441,6 +441,18 @@ class Runtime(abc.ABC):
     def availability(self, target: Target) -> Availability:
         """Whether the target really runs here: decided by running something, not by asking for a list."""
 
+    def require(self, target: Target) -> None:
+        """Refuse a target that does not run here.
+
+        Raises:
+            MissingError: With the reason, and the line that would mend it.
+        """
+        from .errors import MissingError
+
+        available = self.availability(target)
+        if not available.ok:
+            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
+
     @abc.abstractmethod
     def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:
         """Load the file on the target.

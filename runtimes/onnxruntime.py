@@ -75,7 +75,7 @@ class OnnxRuntime(Runtime):
             ModelError: The file cannot be read, is not valid, is too new, or has a node without a kernel.
             MissingError: onnxruntime or the provider is missing here, or another provider was used in its place.
         """
-        self._require(target)
+        self.require(target)
         start = time.perf_counter()
         session = _load(model, target, options)
         return _OrtSession(session, model, target, options.threads, time.perf_counter() - start)
@@ -92,7 +92,7 @@ class OnnxRuntime(Runtime):
             ModelError, MissingError: As ``open``.
             DataError: The feed does not fit the model.
         """
-        self._require(target)
+        self.require(target)
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             options = SessionOptions(threads=target.threads)
             raw = _load(model, target, options, profile_prefix=str(Path(folder) / "profile"))
@@ -112,7 +112,7 @@ class OnnxRuntime(Runtime):
         Raises:
             ModelError, MissingError: As ``open``.
         """
-        self._require(target)
+        self.require(target)
         return _partition(_load(model, target, SessionOptions(threads=target.threads)), target.provider)
 
     def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged:
@@ -122,16 +122,11 @@ class OnnxRuntime(Runtime):
             ModelError: The model cannot be converted, or what came out cannot be run.
             MissingError: As ``open``, or onnxruntime's tools are not there.
         """
-        self._require(target)
+        self.require(target)
         if target.form == "ort":
             return mobile.fill(self, model, target, folder, example, progress)
         with self.open(model, target, SessionOptions(threads=target.threads)) as session:
             return Packaged(session.run(example.feed), plain_readme(target, model.name))
-
-    def _require(self, target: Target) -> None:
-        available = self.availability(target)
-        if not available.ok:
-            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
 
 
 class _OrtSession(Session):

@@ -66,7 +66,7 @@ class OpenVino(Runtime):
             ModelError: The file cannot be read, or has an operator or a type that the device does not take.
             MissingError: OpenVINO or the device is missing here.
         """
-        self._require(target)
+        self.require(target)
         start = time.perf_counter()
         return _OvSession(_compile(model, target, options.threads), model, target, options.threads, start)
 
@@ -77,7 +77,7 @@ class OpenVino(Runtime):
             ModelError, MissingError: As ``open``.
             DataError: The feed does not fit the model.
         """
-        self._require(target)
+        self.require(target)
         compiled = _compile(model, target, target.threads, {"PERF_COUNT": "YES"})
         times: defaultdict[tuple[str, str, bool], list[float]] = defaultdict(list)
         start = time.perf_counter()
@@ -101,7 +101,7 @@ class OpenVino(Runtime):
         Raises:
             ModelError, MissingError: As ``open``.
         """
-        self._require(target)
+        self.require(target)
         core = _core()
         try:
             graph = core.read_model(str(model))
@@ -112,11 +112,6 @@ class OpenVino(Runtime):
         left = [node for node in nodes if node[1] not in _NO_WORK and node[0] not in taken]
         count = count_nodes(load(model))
         return Partition({target.provider: count - len(left)}, left, None if left else 1)
-
-    def _require(self, target: Target) -> None:
-        available = self.availability(target)
-        if not available.ok:
-            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
 
 
 class _OvSession(Session):

@@ -7,7 +7,6 @@ from pydantic import Field
 from graphopt.axes import Group
 from graphopt.contracts import Context
 
-from .criteria import Criterion
 from .structured import Goals, Structured, UnitOptions
 
 _ATTENTION = frozenset({"MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention"})
@@ -40,16 +39,6 @@ class PruneChannels(Structured):
         """Unless the same part of each group is to go."""
         return self.options.blocks and self.options.ratio is None
 
-    @property
-    def ratio(self) -> float | None:
-        """As the options say."""
-        return self.options.ratio
-
-    @property
-    def criterion(self) -> Criterion:
-        """As the options say."""
-        return self.options.criterion
-
     def multiple(self, context: Context) -> int:
         """As the options say, or as the target likes it."""
         return super().multiple(context) if self.options.multiple is None else self.options.multiple
@@ -80,16 +69,6 @@ class PruneHeads(Structured):
     def takes_blocks(self) -> bool:
         """None."""
         return False
-
-    @property
-    def ratio(self) -> float | None:
-        """As the options say."""
-        return self.options.ratio
-
-    @property
-    def criterion(self) -> Criterion:
-        """As the options say."""
-        return self.options.criterion
 
     def multiple(self, context: Context) -> int:
         """Any number: a head has channels enough."""

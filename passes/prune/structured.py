@@ -115,12 +115,12 @@ class Structured(LossyPass):
     @property
     def ratio(self) -> float | None:
         """The part of every group's units that goes, where it is fixed."""
-        return None
+        return self.options.ratio if isinstance(self.options, UnitOptions) else None
 
     @property
     def criterion(self) -> criteria.Criterion:
         """What decides which units go."""
-        return "reconstruction"
+        return self.options.criterion if isinstance(self.options, UnitOptions) else "reconstruction"
 
     def multiple(self, context: Context) -> int:
         """Of how many units a multiple stays: where time is to be saved, what the target computes at once."""

@@ -61,7 +61,7 @@ class WebRuntime(Runtime):
             ModelError: onnxruntime-web cannot load it, or it does not fit into the page's memory (4 GB).
             MissingError: The browser, the npm package, or an adapter for WebGPU is missing here.
         """
-        self._require(target)
+        self.require(target)
         return WebSession(_engine(target, options.threads), model, options.optimize)
 
     def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
@@ -70,7 +70,7 @@ class WebRuntime(Runtime):
         Raises:
             ModelError, MissingError, DataError: As ``open`` and ``Session.run``.
         """
-        self._require(target)
+        self.require(target)
         with WebSession(_engine(target, target.threads), model, optimize=True, profile=True) as session:
             runs, start = 0, time.perf_counter()
             while runs < _PROFILE_WARM_UP + rounds and (runs < 2 or time.perf_counter() - start < _PROFILE_SECONDS):
@@ -85,7 +85,7 @@ class WebRuntime(Runtime):
         Raises:
             ModelError, MissingError: As ``open``.
         """
-        self._require(target)
+        self.require(target)
         found = _engine(target, target.threads)
         with WebSession(found, model, optimize=True, verbose=True) as session:
             assert session.partition is not None
@@ -99,13 +99,8 @@ class WebRuntime(Runtime):
             MissingError: The browser or onnxruntime-web is not there.
         """
         del progress
-        self._require(target)
+        self.require(target)
         return package.fill(model, target, folder, example)
-
-    def _require(self, target: Target) -> None:
-        available = self.availability(target)
-        if not available.ok:
-            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
 
 
 def _engine(target: Target, threads: int) -> Engine:
