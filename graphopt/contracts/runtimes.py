@@ -1,0 +1,190 @@
+"""What a runtime must provide."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from .values import Array, Feed, Progress, TensorSpec
+
+if TYPE_CHECKING:
+    from graphopt.targets import Target
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime can run a target here. When not: ``why``, and the line that would mend it (``hint``)."""
+
+    ok: bool
+    version: str = ""
+    why: str = ""
+    hint: str = ""
+    timed: bool = True
+    """Whether times mean anything: not in a simulator, or on another processor than the device's (``why`` says which)."""
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Median time of one node of the graph as the runtime executes it, per run of the model."""
+
+    name: str
+    op_type: str
+    provider: str
+    milliseconds: float
+    origin: str = ""
+    """Name of the model's node that it was made of, or of a value that this one computes; of several fused ones, the last."""
+    integer: bool = False
+    """Whether the kernel computes in integers."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which provider takes how many nodes, and which nodes stay behind (name, operator, provider) on another one."""
+
+    nodes: Mapping[str, int]
+    left_behind: Sequence[tuple[str, str, str]] = ()
+    parts: int | None = None
+    """Into how many pieces the nodes fall that the provider takes, each with a hand-over before and after; None: not known."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of a model: what it is given, and what it answers on onnxruntime's CPU provider."""
+
+    feed: Feed
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What a runtime put into a package besides the model, or in place of it."""
+
+    outputs: Mapping[str, Array]
+    """What the files in the folder, loaded as the device loads them, answer to the example."""
+    readme: str
+    """How to use them there, in Markdown; its headings are of the second level."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the manifest says of the choices that were made; JSON can hold it."""
+    notes: Sequence[str] = ()
+    """What the user should know, one sentence each."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session runs. One thread is what timing by CPU time needs (``timing.py``)."""
+
+    threads: int = 1
+    optimize: bool = True
+    """Whether the runtime may apply its own graph optimizations, as it would when deployed."""
+
+
+class Session(abc.ABC):
+    """A model that is loaded and can be run. A context manager; ``close`` frees its memory."""
+
+    provider: str
+    """The execution provider that really runs the model, read back after loading."""
+    clock: Literal["cpu", "wall"] = "wall"
+    """Which clock is trustworthy for this session: CPU time of the thread that computes, or wall time."""
+    threads: int = 1
+    load_seconds: float
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    partition: Partition | None = None
+    """Which provider runs which nodes, read back after loading; None when the runtime does not tell."""
+
+    @abc.abstractmethod
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            ModelError: The runtime refused the feed or failed in a node (named in the message).
+        """
+
+    def time(self, feed: Mapping[str, Array], repeats: int) -> tuple[float, float]:
+        """CPU seconds and wall seconds of one run: the mean of at least this many, one after the other.
+
+        Here they are those of the calling thread. An engine in another process measures there, so that what it takes to reach
+        it is not counted.
+
+        Raises:
+            ModelError, DataError: As ``run``.
+        """
+        wall, cpu = time.perf_counter(), time.thread_time()
+        for _ in range(repeats):
+            self.run(feed)
+        return (time.thread_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats
+
+    def accepts(self, feed: Mapping[str, Array]) -> bool:
+        """Whether the feed can be run, found by running it."""
+        from graphopt.errors import GraphoptError
+
+        try:
+            self.run(feed)
+        except GraphoptError:
+            return False
+        return True
+
+    def close(self) -> None:  # noqa: B027 - a runtime with nothing to free need not say so
+        """Free what the session holds; it cannot run afterwards."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Runtime(abc.ABC):
+    """An engine. One instance per process, created without arguments; heavy imports happen inside the methods."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abc.abstractmethod
+    def availability(self, target: Target) -> Availability:
+        """Whether the target really runs here: decided by running something, not by asking for a list."""
+
+    def require(self, target: Target) -> None:
+        """Refuse a target that does not run here.
+
+        Raises:
+            MissingError: With the reason, and the line that would mend it.
+        """
+        from graphopt.errors import MissingError
+
+        available = self.availability(target)
+        if not available.ok:
+            raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
+
+    @abc.abstractmethod
+    def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:
+        """Load the file on the target.
+
+        Raises:
+            ModelError: The runtime cannot load the model; the message names the node where it can.
+            MissingError: The runtime or the provider is missing here, or another provider was used in its place.
+        """
+
+    @abc.abstractmethod
+    def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
+        """Time per node, in the graph that the runtime made of the model."""
+
+    @abc.abstractmethod
+    def partition(self, model: Path, target: Target) -> Partition:
+        """Which nodes the target's provider takes."""
+
+    def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged | None:
+        """Make of the folder what the device needs: it holds the model (``model``) and nothing else so far.
+
+        The model may be replaced by another form of it. None: the model is all that is needed.
+
+        Raises:
+            ModelError: The model cannot be brought into the form, or what came out cannot be run.
+            MissingError: What makes the package is not here.
+        """
+        del model, target, folder, example, progress
+        return None
