@@ -1,8 +1,8 @@
 """Observing what values a model computes on data: one streaming run for any number of observers, in memory of a fixed size.
 
-A pass declares what it wants to know, by value and observer (``collectors``, ``gram``); ``collect`` makes these values outputs
-of a clone of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors before the next
-run. What was found is kept for the next time it is asked (``cache``).
+A pass declares what it wants to know, by value and observer (``collectors``, ``channels``, ``gram``); ``collect`` makes these
+values outputs of a clone of the model, streams the data through it (``sweeps``), and hands each run's values to all collectors
+before the next run. What was found is kept for the next time it is asked (``cache``).
 
     ranges = context.observe(model, {"conv1_out": [MinMax(), ChannelMean()], "x": [Histogram()]})
     low, high = ranges["conv1_out"][0].low, ranges["conv1_out"][0].high
@@ -21,13 +21,8 @@ from graphopt.errors import DataError
 
 from . import nonfinite, sweeps
 from .cache import Cache, cache_folder
+from .channels import ChannelMean, ChannelMoments, ChannelRange, ChannelRanges, ChannelShares, ChannelZeros
 from .collectors import (
-    ChannelMean,
-    ChannelMoments,
-    ChannelRange,
-    ChannelRanges,
-    ChannelShares,
-    ChannelZeros,
     Collector,
     Counts,
     Histogram,

@@ -3,9 +3,6 @@
     MinMax          low = min x, high = max x                                        -> Range
     MovingAverage   low <- m low + (1 - m) min x, likewise high, sample by sample    -> Range
     Histogram       how often x falls into each of a few thousand equal bins         -> Counts
-    ChannelRange    min x and max x for each index of an axis                        -> ChannelRanges
-    ChannelMean     E x and E x^2 for each index of an axis                          -> ChannelMoments
-    ChannelZeros    how often x = 0 for each index of an axis                        -> ChannelShares
     Keep            the first samples themselves                                     -> Kept
 
 An observer is a description that can be compared and hashed; ``start`` makes the collector that does the work. What a
@@ -40,8 +37,6 @@ Result: TypeAlias = Any
 
 _TAIL = 0.01
 """The share of a sample's values at each end that a histogram counts one by one, up to a bin's width."""
-_SQUARABLE = 1e15
-"""Sums of squares of larger float32 numbers, such as the -3e38 of attention masks, are infinite."""
 COUNTED = 1 << 14
 """Elements of a tensor and sample that a histogram counts at most; about so many of a larger one."""
 
@@ -135,30 +130,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class ChannelRanges:
-    """Smallest and largest value of each channel: ``low`` and ``high`` are [C]."""
-
-    low: Array
-    high: Array
-
-
-@dataclass(frozen=True)
-class ChannelMoments:
-    """Mean and mean square of each channel, [C], float64, over ``count`` values each."""
-
-    mean: Array
-    square: Array
-    count: int
-
-
-@dataclass(frozen=True)
-class ChannelShares:
-    """The part of each channel's values that something is true of, [C], float64."""
-
-    share: Array
-
-
-@dataclass(frozen=True)
 class Kept:
     """The value in the first runs, one array a run, as the model gave it."""
 
@@ -205,42 +176,6 @@ class Histogram:
     def start(self) -> Collector:
         """A collector that has seen nothing yet."""
         return _Histogram(self.bins)
-
-
-@dataclass(frozen=True)
-class ChannelRange:
-    """The exact range of each index of ``axis``."""
-
-    axis: int = 1
-    gives: ClassVar[type[Result]] = ChannelRanges
-
-    def start(self) -> Collector:
-        """A collector that has seen nothing yet."""
-        return _ChannelRange(self.axis)
-
-
-@dataclass(frozen=True)
-class ChannelMean:
-    """Mean and mean square of each index of ``axis``."""
-
-    axis: int = 1
-    gives: ClassVar[type[Result]] = ChannelMoments
-
-    def start(self) -> Collector:
-        """A collector that has seen nothing yet."""
-        return _ChannelMean(self.axis)
-
-
-@dataclass(frozen=True)
-class ChannelZeros:
-    """The part of the values of each index of ``axis`` that is zero itself."""
-
-    axis: int = 1
-    gives: ClassVar[type[Result]] = ChannelShares
-
-    def start(self) -> Collector:
-        """A collector that has seen nothing yet."""
-        return _ChannelZeros(self.axis)
 
 
 @dataclass(frozen=True)
@@ -371,61 +306,6 @@ def _halved(first: int, counts: Array) -> tuple[int, Array]:
     padded = np.zeros(2 * (stop - start))
     padded[first - 2 * start :][: len(counts)] = counts
     return start, padded.reshape(-1, 2).sum(axis=1)
-
-
-def _by_channel(values: Array, axis: int) -> Array:
-    """[before, C, after]: the channels between what lies before and after them."""
-    axis %= values.ndim
-    return values.reshape(int(np.prod(values.shape[:axis])), values.shape[axis], -1)
-
-
-class _ChannelRange:
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.low: Array | float = np.inf
-        self.high: Array | float = -np.inf
-
-    def update(self, seen: Seen) -> None:
-        values = _by_channel(seen.values, self.axis)
-        self.low = np.minimum(self.low, values.min(axis=2).min(axis=0))
-        self.high = np.maximum(self.high, values.max(axis=2).max(axis=0))
-
-    def result(self) -> ChannelRanges:
-        return ChannelRanges(np.asarray(self.low), np.asarray(self.high))
-
-
-class _ChannelMean:
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.sums: Array | float = 0.0
-        self.squares: Array | float = 0.0
-        self.count = 0
-
-    def update(self, seen: Seen) -> None:
-        values = _by_channel(seen.values, self.axis)
-        if max(-seen.lows.min(), seen.highs.max()) > _SQUARABLE:
-            values = values.astype(np.float64)
-        self.sums = self.sums + values.sum(axis=2).sum(axis=0, dtype=np.float64)
-        self.squares = self.squares + np.vecdot(values, values).sum(axis=0, dtype=np.float64)
-        self.count += values.shape[0] * values.shape[2]
-
-    def result(self) -> ChannelMoments:
-        return ChannelMoments(np.asarray(self.sums) / self.count, np.asarray(self.squares) / self.count, self.count)
-
-
-class _ChannelZeros:
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.zeros: Array | float = 0.0
-        self.count = 0
-
-    def update(self, seen: Seen) -> None:
-        values = _by_channel(seen.values, self.axis)
-        self.zeros = self.zeros + (values == 0).sum(axis=(0, 2), dtype=np.float64)
-        self.count += values.shape[0] * values.shape[2]
-
-    def result(self) -> ChannelShares:
-        return ChannelShares(np.asarray(self.zeros) / self.count)
 
 
 class _Keep:

@@ -21,8 +21,7 @@ from graphopt import axes, sensitivity
 from graphopt import model as models
 from graphopt.contracts import Array, Context, Setting, Site
 from graphopt.dataset import Batch, Dataset, Span
-from graphopt.observe import ChannelMean, observable
-from graphopt.observe.collectors import ChannelMoments
+from graphopt.observe import ChannelMean, ChannelMoments, observable
 
 from .blocks import Block
 from .layers import layers
