@@ -69,11 +69,12 @@ def main() -> None:
                     print(*rows[-1], flush=True)
     header = ("model", "`--goal`", "MACs", "top-1 before", "top-1", "wanted", "parameters", "speed", "kept", "CPU s", "peak MB")
     text = (
-        "No labels and no training: the calibration data have no labels, and top-1 is of other images; the method was tuned on "
-        "those of cifar_resnet56. *MACs* and *parameters* are what is left. *Speed* is against the original, by CPU time on one thread, interleaved, with its 95 % interval; "
-        "*kept* is the part of the speed that the MACs promise. Under `--goal latency` MACs that take time go first, under "
-        "`--goal size` the MACs alone count. "
-        "*CPU s* and *peak* are of the whole call, on one thread: pruning, fitting, evaluating and timing."
+        "No labels and no training: the calibration data have no labels, and top-1 is of other images; the method was"
+        " tuned on those of cifar_resnet56. *MACs* and *parameters* are what is left. *Speed* is against the "
+        "original, by CPU time on one thread, interleaved, with its 95 % interval; *kept* is the part of the speed "
+        "that the MACs promise. Under `--goal latency` MACs that take time go first, under `--goal size` the MACs "
+        "alone count. *CPU s* and *peak* are of the whole call, on one thread: pruning, fitting, evaluating and "
+        "timing."
     )
     if options.only:
         text += f" Measured with `--only {' '.join(options.only)}`."
