@@ -157,7 +157,7 @@ class Place:
     def add(self, op_type: str, *inputs: ir.Value | float | np.ndarray | None, **attributes: object) -> ir.Value:
         """The output of a new node in front of the old one. A number becomes a constant of the first input's type."""
         values = [self._value(each) for each in inputs]
-        new = ir.node(op_type, values, attributes)  # type: ignore[arg-type]
+        new = ir.node(op_type, values, attributes)  # type: ignore[arg-type]  # it refuses other values itself
         graph = self.node.graph
         assert graph is not None
         new.name = self.names.new(f"{site(self.node)}/{op_type}")

@@ -105,7 +105,9 @@ def _bias(node: ir.Node, chain: _Chain, second: np.ndarray) -> np.ndarray | None
 def _rewrite(work: Work, node: ir.Node, chain: _Chain, weight: np.ndarray, bias: np.ndarray | None, target: list[int]) -> None:
     """Put the new chain before ``node``, and its Reshape in its place."""
     name = node.outputs[0].name
-    sequence, turned = work.facts[chain.transpose.inputs[0]], work.facts[chain.transpose.outputs[0]]  # type: ignore[index]
+    before = chain.transpose.inputs[0]
+    assert before is not None
+    sequence, turned = work.facts[before], work.facts[chain.transpose.outputs[0]]
     assert sequence.shape is not None
     assert turned.shape is not None
     outputs = weight.shape[1]

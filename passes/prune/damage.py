@@ -129,14 +129,14 @@ def _means(alone: Alone, context: Context) -> dict[str, Array]:
             wanted[block.branch.name] = [ChannelMean(axis[name])]
     found = context.observe(alone.model, wanted, samples=_SAMPLES) if wanted else {}
     means = {}
-    for name, where in axis.items():
+    for name in axis:
         block = alone.blocks[name]
         [moments] = found[block.branch.name or ""]
         assert isinstance(moments, ChannelMoments)
-        layer = known.get(block.branch.producer())  # type: ignore[arg-type]
+        made = block.branch.producer()
+        layer = None if made is None else known.get(made)
         spatial = len(layer.patches.kernel) if layer is not None and layer.patches is not None else 0
         means[name] = moments.mean.reshape(-1, *[1] * spatial)
-        del where
     return means
 
 

@@ -59,7 +59,7 @@ class Site:
 
     def add(self, op_type: str, inputs: list[ir.Value | None], *, after: bool = False, **attributes: object) -> ir.Value:
         """The output of a new node right before this one, or right after."""
-        new = ir.node(op_type, inputs, attributes)  # type: ignore[arg-type]
+        new = ir.node(op_type, inputs, attributes)  # type: ignore[arg-type]  # it refuses other values itself
         graph = self.node.graph
         assert graph is not None
         (graph.insert_after if after else graph.insert_before)(self.node, new)
