@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same")  # every run tries the same examples; --hypothesis-profile=search tries others
 
 ENGINES = {
     "openvino": "needs pip install 'graphopt[openvino]'; run with -m openvino",

@@ -72,7 +72,6 @@ _HINTS = {
 _LEAST_GROWTH = 1_000_000
 _GROWTH_PART = 20
 _OPSET = 7  # from which on operands are broadcast
-_ROUNDS = 3
 _LISTED = 3
 
 
@@ -92,18 +91,17 @@ class Fit(Pass):
 
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Rewrite what helps; changes tell each node, the partitions before and after, and why other nodes stay behind."""
-        first = cut = context.partition(model) if context.partition is not None else None
-        if cut is None or first is None:
+        partition = context.partition or (lambda _: None)
+        first = cut = partition(model)
+        if first is None or cut is None:
             return [Change("model", "nothing", f"what {context.target.name} takes is not known", done=False)]
         if not cut.left:
             return [Change("model", "nothing", f"{context.target.name} takes all nodes", done=False)]
         trial = _Trial(context, {} if self.options.approximate else _APPROXIMATE)
         changes: list[Change] = []
-        for _ in range(_ROUNDS):
-            plan, cut = trial.best(model, cut)
-            if not plan:
-                break
+        while plan := trial.best(model, cut):
             changes += trial.carry_out(model, plan)[1]
+            cut = partition(model) or cut  # by the model's own nodes: those of a trial are not in it
         if changes:
             changes.insert(0, Change("model", f"{first.told} became {cut.told}", f"on {context.target.name}"))
         return [*changes, *_left_alone(cut, trial.refused)]
@@ -118,8 +116,8 @@ class _Trial:
         self.refused: dict[str, str] = {}
         """Why a node was not rewritten, by its site."""
 
-    def best(self, model: ir.Model, cut: Cut) -> tuple[Plan, Cut]:
-        """The rewrites that help, and the partitions then."""
+    def best(self, model: ir.Model, cut: Cut) -> Plan:
+        """The rewrites that help; ``cut`` is how the provider cuts ``model``, which is left as it is."""
         nodes = [*walk.nodes(model.graph)]
         groups: defaultdict[str, list[int]] = defaultdict(list)
         for index, node in enumerate(nodes):
@@ -127,11 +125,11 @@ class _Trial:
                 groups[node.op_type].append(index)
         parts = [part for op_type, indices in groups.items() for part in self._taken(model, op_type, indices)]
         if not parts:
-            return {}, cut
+            return {}
         together = {index: rule for part in parts for index, rule in part.items()}
         after = self._cut(model, together)
         if after is not None and _better(after, cut):
-            return together, after
+            return together
         chosen: Plan = {}
         for part in parts:
             after = self._cut(model, chosen | part)
@@ -139,7 +137,7 @@ class _Trial:
                 chosen, cut = chosen | part, after
             else:
                 self.refused.update((site(nodes[index]), "there would be more partitions") for index in part)
-        return chosen, cut
+        return chosen
 
     def _may_change(self, model: ir.Model, node: ir.Node) -> bool:
         if node.op_type not in RULES or node.domain != "" or node.op_identifier() in model.functions:

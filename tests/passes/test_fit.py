@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graphopt import partitions, targets
@@ -199,6 +199,11 @@ def test_erf_is_right_everywhere(tmp_path: Path) -> None:
     assert "Erf" in operators(fitted(proto, target(tmp_path, "Erf"), approximate=False))
 
 
+@example(  # a fourth round finds that it can write Neg once its neighbours are
+    ["Abs", "Neg", "Abs", "Abs", "Abs", "Tanh", "Abs", "HardSwish"],
+    {"Erf", "Abs", "Gelu", "Neg", "Tanh", "LayerNormalization", "Softplus", "HardSigmoid", "HardSwish"},
+    33,
+)
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(
