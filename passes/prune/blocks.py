@@ -19,8 +19,7 @@ from onnx_ir import convenience
 
 from graphopt import sizes
 from graphopt.graphs import constant, site
-
-from .layers import layers
+from graphopt.reconstruct import layers
 
 _PRIMES = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83)
 """Sizes of symbolic dimensions with which shapes are compared: what is equal for these is not equal by chance."""

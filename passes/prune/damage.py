@@ -22,9 +22,9 @@ from graphopt import model as models
 from graphopt.contracts import Array, Context, Setting, Site
 from graphopt.dataset import Batch, Dataset, Span
 from graphopt.observe import ChannelMean, ChannelMoments, observable
+from graphopt.reconstruct import layers
 
 from .blocks import Block
-from .layers import layers
 from .selection import Selection
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from graphopt.axes import Group
 from graphopt.contracts import Array, Context
 from graphopt.observe import ChannelZeros, Gram, Grams, observable
+from graphopt.reconstruct import Layer, layers
 
-from .layers import Layer, layers
 from .selection import Reader
 
 _PACK_BYTES = 384 << 20

@@ -1,77 +1,23 @@
-"""What is left learns to give what the whole network gave: layer by layer in topological order, by least squares.
-
-    W', b' = argmin sum over rows | t - W'^T x' - b' |^2        x' what the layer reads now, t what it gave in the original
-
-x' is taken from the pruned network as it has become so far, so that each layer also mends what those before it did wrong. Where
-the output goes into a sum with a value s' that is known by then, t is the original's sum minus s': a residual is corrected too
-(after He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks", 2017, section 3.2).
-
-Both networks are replayed part by part (``graphopt.replay``): each part runs a few times, and memory holds one batch.
-"""
+"""After pruning, the layers behind what went learn to give what the whole network gave (see ``graphopt.reconstruct``)."""
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import sizes
 from graphopt.axes import Channels
 from graphopt.axes.analysis import Kept
-from graphopt.contracts import Array, Change, Context
-from graphopt.dataset import Dataset
-from graphopt.graphs import site
-from graphopt.reconstruct import Moments, choose
-from graphopt.replay import Replay
-
-from . import rows
-from .layers import Layer, addend, layers
-
-_ROWS_PER_WEIGHT = 30
-"""Rows for each element of a row, at least; more than these are drawn from."""
-_LEAST_ROWS = 16384
-_BATCH = 32
-_BATCH_BYTES = 48 << 20
-"""Of the largest value in a run, where one sample is not more already."""
-_HELD_OUT = 5
-"""One of so many rows judges what is fitted to the others."""
-_LATE = 8
-"""Layers after which values are kept on disk even where many cross the position."""
+from graphopt.contracts import Array
+from graphopt.reconstruct import Step, affected
 
 
-@dataclass(frozen=True)
-class Step:
-    """A layer to be fitted: ``target``, of the same name in the original, is to be met, less the value ``minus``.
-
-    ``plus``: values of the original that are added to the target, branches that were left out.
-    """
-
-    layer: Layer
-    target: ir.Value
-    minus: str | None
-    plus: tuple[str, ...] = ()
-
-    @property
-    def made(self) -> str:
-        """Name of what the layer's node computes."""
-        return self.layer.node.outputs[0].name or ""
-
-
-def refit(
-    original: ir.Model,
-    pruned: ir.Model,
-    channels: Channels,
-    kept: Kept,
-    stand_ins: Mapping[ir.Value, Sequence[str]],
-    context: Context,
-    data: Dataset,
-) -> list[Change]:
-    """Fit the layers of ``pruned`` behind what was removed, in place.
+def behind(
+    original: ir.Model, pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Mapping[ir.Value, Sequence[str]]
+) -> list[Step]:
+    """The layers whose input is no longer what it was, or has fewer channels.
 
     Args:
         original: The model before.
@@ -79,67 +25,10 @@ def refit(
         channels: Of ``pruned`` before the removal.
         kept: What stays.
         stand_ins: Values that stand for sums whose blocks were left out, with what of the original they are to learn as well.
-        context: Opens sessions.
-        data: What both are run on.
     """
-    steps = _steps(pruned, channels, kept, stand_ins)
-    if not steps:
-        return []
-    random = np.random.default_rng(0)
-    data = data.batched(_batch(original))
-    changes = []
-    with (
-        tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary,
-        context.progress.stage("refitting", len(steps)) as step,
-    ):
-        folders = [Path(temporary) / name for name in ("original", "pruned")]
-        for folder in folders:
-            folder.mkdir()
-        before = Replay(original, data, context.open_session, folders[0])
-        after = Replay(pruned, data, context.open_session, folders[1])
-        late = 0
-        for one in steps:
-            late += 1
-            position = after.position_of(one.made)
-            if len(after.crossing(position)) <= len(after.crossing(after.position)) or late > _LATE:
-                before.advance(before.position_of(one.made))
-                after.advance(position)
-                late = 0
-            mask = _kept_along(one, channels, kept)
-            moments = _moments(one, before, after, mask, data.size, random)
-            if moments and _put(one.layer, *moments):
-                changes.append(Change(site(one.layer.node), "weights are fitted", "to give what the original gives there"))
-            step(1)
-    return changes
-
-
-def _steps(pruned: ir.Model, channels: Channels, kept: Kept, stand_ins: Mapping[ir.Value, Sequence[str]]) -> list[Step]:
-    """The layers whose input is no longer what it was, or has fewer channels."""
-    order = [*pruned.graph]
-    position = {node: place for place, node in enumerate(order)}
     cut = {one.node for one in channels.analysis.sums if not kept(one.ids).all()}
-    known = layers(pruned)
-    tainted = {*stand_ins}
-    steps = []
-    for node in order:
-        found = known.get(node)
-        added = addend(found, position) if found is not None else None
-        output = added[1] if added else found.output if found is not None else None
-        changed = node in cut or output in tainted or any(value in tainted for value in node.inputs if value is not None)
-        if not changed:
-            continue
-        tainted.update(node.outputs)
-        if found is None or output is None:
-            continue
-        steps.append(Step(found, output, added[0].name if added else None, tuple(stand_ins.get(output, ()))))
-    return steps
-
-
-def _batch(model: ir.Model) -> int:
-    """Samples a run, so that no value takes more than some megabytes."""
-    shapes = [known.shape for known in sizes.infer(model).values() if known.shape is not None and known.shape.is_static()]
-    largest = max((4 * math.prod(shape.numpy()) for shape in shapes), default=1)
-    return max(1, min(_BATCH, _BATCH_BYTES // max(largest, 1)))
+    found = affected(original, pruned, cut, stand_ins)
+    return [replace(one, kept=_kept_along(one, channels, kept)) for one in found]
 
 
 def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
@@ -147,45 +36,3 @@ def _kept_along(one: Step, channels: Channels, kept: Kept) -> Array | None:
     axes = channels.analysis.axes_of(one.target)
     ids = None if axes is None else axes[1 if one.layer.patches else -1]
     return kept(ids) if isinstance(ids, np.ndarray) else None
-
-
-def _moments(
-    one: Step, before: Replay, after: Replay, mask: Array | None, samples: int, random: np.random.Generator
-) -> tuple[list[Moments], list[Moments]] | None:
-    """Second moments of each group of the layer, of rows to fit and of others; None where the shapes do not fit."""
-    reads, asked = one.layer.reads.name or "", one.layer.patches
-    matrix = one.layer.matrix()
-    groups, k, out = matrix.shape
-    found = tuple([Moments.empty(k, out) for _ in range(groups)] for _ in range(2))
-    wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
-    names, goals = [reads, *([one.minus] if one.minus else [])], [one.target.name or "", *one.plus]
-    for number, (whole, now) in enumerate(zip(before.run(goals), after.run(names), strict=True)):
-        target = sum((whole[name] for name in goals[1:]), whole[goals[0]])
-        if mask is not None and not mask.all():
-            target = np.compress(mask, target, axis=1 if asked else -1)
-        if one.minus:
-            if now[one.minus].shape != target.shape:
-                return None
-            target = target - now[one.minus]
-        batch = len(target)
-        count = rows.positions(target, asked)
-        each = -(-wanted * batch // samples) // (batch if asked else 1)
-        chosen = np.sort(random.permutation(count)[: max(1, each)]) if each < count else np.arange(count)
-        x, t = rows.inputs(now[reads], asked, chosen), rows.outputs(target, asked, chosen)
-        if x.shape[:2] != t.shape[:2]:
-            return None
-        rest = round(x.shape[1] * (1 - 1 / _HELD_OUT)) if x.shape[1] >= _HELD_OUT else int(number % _HELD_OUT < _HELD_OUT - 1)
-        for fitted, held_out, xs, ts in zip(*found, x, t, strict=True):
-            fitted.add(xs[:rest], ts[:rest])
-            held_out.add(xs[rest:], ts[rest:])
-    return found[0], found[1]
-
-
-def _put(found: Layer, fitted: list[Moments], held_out: list[Moments]) -> bool:
-    """Fit the layer; whether that changes it."""
-    matrix, offset = found.matrix(), found.offset()
-    fixed = found.bias is None and not found.biasable
-    better = choose(fitted, held_out, matrix, offset.reshape(len(matrix), -1), fixed=fixed)
-    if better is not None:
-        found.put(np.stack([weights for weights, _ in better]), None if fixed else np.concatenate([bias for _, bias in better]))
-    return better is not None

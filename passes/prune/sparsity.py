@@ -18,8 +18,8 @@ from graphopt.contracts import Array, Change, Context, LossyPass, Need, PassOpti
 from graphopt.graphs import constant, site
 from graphopt.model import SPARSE
 from graphopt.observe import Gram, observable
+from graphopt.reconstruct import Layer, layers
 
-from .layers import Layer, layers
 from .sparse import Criterion, Pattern, scores, sparse
 
 _AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

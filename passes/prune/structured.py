@@ -21,9 +21,11 @@ from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
 from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
+from graphopt.reconstruct import refit
 
-from . import criteria, damage, readers, refit, selection, shares
+from . import criteria, damage, readers, selection, shares
 from .blocks import Block, blocks, leave_out
+from .refit import behind
 from .selection import Reader, Selection
 
 _STEPS = 16
@@ -219,7 +221,8 @@ class Structured(LossyPass):
         if self.options.reconstruct and not context.draft:
             assert context.data is not None, "the pass says that it needs data"
             data = context.data.first(self.options.samples)
-            changes += refit.refit(original, model, parts.channels, kept, stand_ins, context, data)
+            steps = behind(original, model, parts.channels, kept, stand_ins)
+            changes += refit(original, model, steps, context, data)
         return changes
 
     # ------------------------------------------------------------------------------------------------------------- parts

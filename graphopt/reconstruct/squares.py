@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .contracts import Array
+from graphopt.contracts import Array
 
 RIDGE = 1e-4
 """l as a part of the mean of the diagonal."""
