@@ -44,6 +44,8 @@ _BLOCKS = 6  # before which no interval counts as converged
 _LEAST_ROUNDS, _FEW_ROUNDS, _MOST_ROUNDS = 3, 5, 20  # of a block: always, if time allows, at most
 _RESAMPLED = 400_000  # samples drawn by one bootstrap, all resamples together
 _LATENCY_RUNS = 1000
+_PROFILE_WARM_UP = 2  # runs
+_PROFILE_SECONDS = 10.0  # after which no further round is begun
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,24 @@ def measure(open_session: Callable[[], Session], feed: Feed, *, limit_seconds: f
         threads=threads,
         provider=provider,
     )
+
+
+def profiled(session: Session, feed: Feed, rounds: int) -> Iterator[None]:
+    """The runs of a profile: one yield after each run that counts, at least one. A slow model has fewer of them.
+
+    Raises:
+        ModelError, DataError: As ``Session.run``.
+    """
+    until = time.perf_counter() + _PROFILE_SECONDS
+    for _ in range(_PROFILE_WARM_UP):
+        session.run(feed)
+        if time.perf_counter() > until:
+            break
+    for index in range(rounds):
+        if index and time.perf_counter() > until:
+            break
+        session.run(feed)
+        yield
 
 
 # -------------------------------------------------------------------------------------------------------------- sampling

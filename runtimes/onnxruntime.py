@@ -38,18 +38,17 @@ from graphopt.contracts import (
     SessionOptions,
     TensorSpec,
 )
-from graphopt.errors import GraphoptError, MissingError
+from graphopt.errors import MissingError
 from graphopt.targets import Target
+from graphopt.timing import profiled
 
 from . import mobile
 from .onnxruntime_messages import load_error, run_error
 from .onnxruntime_profile import node_times
-from .onnxruntime_providers import CPU, Choice, choose, onnxruntime, quiet
+from .onnxruntime_providers import CPU, choose, onnxruntime, quiet
 from .onnxruntime_readme import plain_readme
 
 _NATIVE = "biufcOUS"  # kinds of numpy dtypes that onnxruntime's Python interface knows; ml_dtypes' are of kind "V"
-_PROFILE_WARM_UP = 2  # runs
-_PROFILE_SECONDS = 10.0  # after which no further round is begun
 
 
 class OnnxRuntime(Runtime):
@@ -58,24 +57,29 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     summary = "onnxruntime, any execution provider of the installed build"
 
-    def __init__(self) -> None:
-        self._availability: dict[tuple[object, ...], Availability] = {}
-
     def availability(self, target: Target) -> Availability:
-        """Whether a one-node model runs on the target's provider; asked once per provider and options."""
-        key = (target.provider, target.plugin, target.device, *sorted(target.provider_options.items()))
-        if key not in self._availability:
-            self._availability[key] = _probe(target)
-        return self._availability[key]
+        """As every runtime; what a plugin prints when it first runs is dropped."""
+        with quiet() if target.plugin is not None else nullcontext():
+            return super().availability(target)
 
-    def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:  # noqa: B008 - frozen
-        """Load the file on the target.
+    def find(self, target: Target) -> Availability:
+        """Which onnxruntime it is, and whether a simulator stands in for the device.
+
+        Raises:
+            MissingError: onnxruntime, the provider, or its device is not here.
+        """
+        if choose(target).simulated:
+            why = "a simulator runs it here: answers hold, times do not"
+            return Availability(ok=True, version=onnxruntime().__version__, why=why, timed=False)
+        return Availability(ok=True, version=onnxruntime().__version__)
+
+    def load(self, model: Path, target: Target, options: SessionOptions) -> Session:
+        """Load the file on the provider.
 
         Raises:
             ModelError: The file cannot be read, is not valid, is too new, or has a node without a kernel.
-            MissingError: onnxruntime or the provider is missing here, or another provider was used in its place.
+            MissingError: Another provider would be used in its place.
         """
-        self.require(target)
         start = time.perf_counter()
         session = _load(model, target, options)
         return _OrtSession(session, model, target, options.threads, time.perf_counter() - start)
@@ -97,14 +101,11 @@ class OnnxRuntime(Runtime):
             options = SessionOptions(threads=target.threads)
             raw = _load(model, target, options, profile_prefix=str(Path(folder) / "profile"))
             with _OrtSession(raw, model, target, options.threads, 0.0) as session:
-                runs, start = 0, time.perf_counter()
                 try:
-                    while runs < _PROFILE_WARM_UP + rounds and (runs < 2 or time.perf_counter() - start < _PROFILE_SECONDS):
-                        session.run(feed)
-                        runs += 1
+                    counted = sum(1 for _ in profiled(session, feed, rounds))
                 finally:
                     trace = Path(raw.end_profiling())
-            return node_times(json.loads(trace.read_bytes()), max(1, runs - _PROFILE_WARM_UP))
+            return node_times(json.loads(trace.read_bytes()), counted)
 
     def partition(self, model: Path, target: Target) -> Partition:
         """Which provider takes how many nodes, as assigned before the providers fuse; bodies are counted, functions inlined.
@@ -175,38 +176,7 @@ class _OrtSession(Session):
 # --------------------------------------------------------------------------------------------------------------- loading
 
 
-def _probe(target: Target) -> Availability:
-    """Run a model of one node; wrong numbers count as not available, since some providers only write files (QnnSaver)."""
-    version = ""
-    try:
-        version = onnxruntime().__version__
-        with quiet() if target.plugin is not None else nullcontext():
-            choice = choose(target)
-            session = _OrtSession(_load(_one_node(), target, SessionOptions(), choice), Path("probe"), target, 1, 0.0)
-            result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
-    except GraphoptError as error:
-        return Availability(ok=False, version=version, why=error.what, hint=error.hint or "")
-    if not np.allclose(result, [0, 2], atol=1e-2):
-        return Availability(ok=False, version=version, why=f"{target.provider} computes Relu([-1, 2]) = {result.tolist()}")
-    why = "a simulator runs it here: answers hold, times do not" if choice.simulated else ""
-    return Availability(ok=True, version=version, why=why, timed=not choice.simulated)
-
-
-def _one_node() -> bytes:
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
-    opset = onnx.helper.make_opsetid("", 14)
-    model: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
-    return model
-
-
-def _load(
-    model: Path | bytes,
-    target: Target,
-    options: SessionOptions,
-    choice: Choice | None = None,
-    profile_prefix: str | None = None,
-) -> Any:
+def _load(model: Path, target: Target, options: SessionOptions, profile_prefix: str | None = None) -> Any:
     """An InferenceSession that runs on the target's provider, and on others only what it leaves to them."""
     ort = onnxruntime()
     settings = ort.SessionOptions()
@@ -222,10 +192,9 @@ def _load(
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile_prefix
-    source = model if isinstance(model, bytes) else str(model)
-    arguments = (choice or choose(target)).attach(settings)
+    arguments = choose(target).attach(settings)
     try:
-        session = ort.InferenceSession(source, settings, enable_fallback=0, **arguments)
+        session = ort.InferenceSession(str(model), settings, enable_fallback=0, **arguments)
     except Exception as error:
         raise load_error(error, model) from error
     session.disable_fallback()

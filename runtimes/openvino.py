@@ -8,7 +8,6 @@ time, the process's and the wall time were measured to agree to 0.1 %, so that `
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnx
 
 from graphopt.contracts import (
     Array,
@@ -32,14 +30,13 @@ from graphopt.contracts import (
     TensorSpec,
 )
 from graphopt.environment import no_telemetry
-from graphopt.errors import GraphoptError, MissingError, ModelError
+from graphopt.errors import MissingError, ModelError
 from graphopt.model import count_nodes, input_specs, load, output_specs
-from graphopt.targets import Target, install_line
+from graphopt.targets import Target
+from graphopt.timing import profiled
 
 from .feeds import feed_problem
 
-_WARM_UP = 2  # runs of a profile
-_PROFILE_SECONDS = 10.0  # after which no further round is begun
 _NO_WORK = {"Parameter", "Constant", "Result"}  # operators of OpenVINO's graph that compute nothing
 _MULTIPLIES = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")  # how their types begin
 
@@ -50,23 +47,26 @@ class OpenVino(Runtime):
     name = "openvino"
     summary = "OpenVINO, on the device that the target names"
 
-    def __init__(self) -> None:
-        self._availability: dict[str, Availability] = {}
+    def find(self, target: Target) -> Availability:
+        """OpenVINO's version.
 
-    def availability(self, target: Target) -> Availability:
-        """Whether a one-node model runs on the device; asked once per device."""
-        if target.provider not in self._availability:
-            self._availability[target.provider] = _probe(target)
-        return self._availability[target.provider]
+        Raises:
+            MissingError: It is not installed, or finds no such device here.
+        """
+        core = _core()
+        version: str = core.get_versions("CPU")["CPU"].build_number.partition("-")[0]
+        if target.provider not in {name.partition(".")[0] for name in core.available_devices}:
+            others = ", ".join(core.available_devices)
+            why = f"OpenVINO {version} finds no {target.provider} on this machine (it finds {others})"
+            raise MissingError(why, hint="Choose another target ('graphopt targets').")
+        return Availability(ok=True, version=version)
 
-    def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:  # noqa: B008 - frozen
+    def load(self, model: Path, target: Target, options: SessionOptions) -> Session:
         """Compile the file for the device; its own optimizations cannot be switched off (``options.optimize``).
 
         Raises:
             ModelError: The file cannot be read, or has an operator or a type that the device does not take.
-            MissingError: OpenVINO or the device is missing here.
         """
-        self.require(target)
         start = time.perf_counter()
         return _OvSession(_compile(model, target, options.threads), model, target, options.threads, start)
 
@@ -80,14 +80,10 @@ class OpenVino(Runtime):
         self.require(target)
         compiled = _compile(model, target, target.threads, {"PERF_COUNT": "YES"})
         times: defaultdict[tuple[str, str, bool], list[float]] = defaultdict(list)
-        start = time.perf_counter()
-        session = _OvSession(compiled, model, target, target.threads, start)
-        with session:
-            for index in range(_WARM_UP + rounds):
-                if index > _WARM_UP and time.perf_counter() - start > _PROFILE_SECONDS:
-                    break
-                session.run(feed)
-                for node in session.counters() if index >= _WARM_UP else ():
+        with _OvSession(compiled, model, target, target.threads, time.perf_counter()) as session:
+            assert isinstance(session, _OvSession)
+            for _ in profiled(session, feed, rounds):
+                for node in session.counters():
                     integer = node.node_type.startswith(_MULTIPLIES) and node.exec_type.lower().endswith(("i8", "u8"))
                     times[node.node_name, node.node_type, integer].append(1000 * node.real_time.total_seconds())
         return [
@@ -174,36 +170,6 @@ def _core() -> Any:
     except ImportError as error:
         raise MissingError(f"OpenVINO cannot be imported: {error}", hint="pip install 'graphopt[openvino]'") from error
     return openvino.Core()
-
-
-def _probe(target: Target) -> Availability:
-    version = ""
-    try:
-        core = _core()
-        version = core.get_versions("CPU")["CPU"].build_number.partition("-")[0]
-        if target.provider not in {name.partition(".")[0] for name in core.available_devices}:
-            why = (
-                f"OpenVINO {version} finds no {target.provider} on this machine (it finds {', '.join(core.available_devices)})"
-            )
-            return Availability(ok=False, version=version, why=why, hint="Choose another target ('graphopt targets').")
-        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            path = Path(folder) / "probe.onnx"
-            path.write_bytes(_one_node())
-            with _OvSession(_compile(path, target, 1), path, target, 1, 0.0) as session:
-                result = session.run({"x": np.array([-1, 2], np.float32)})["y"]
-    except GraphoptError as error:
-        return Availability(ok=False, version=version, why=error.what, hint=error.hint or install_line(target))
-    if not np.allclose(result, [0, 2], atol=1e-2):
-        return Availability(ok=False, version=version, why=f"OpenVINO computes Relu([-1, 2]) = {result.tolist()}")
-    return Availability(ok=True, version=version)
-
-
-def _one_node() -> bytes:
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
-    opset = onnx.helper.make_opsetid("", 14)
-    model: bytes = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
-    return model
 
 
 def _properties(target: Target, threads: int) -> dict[str, str]:

@@ -144,9 +144,35 @@ class Runtime(abc.ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
 
+    def __init__(self) -> None:
+        self._asked: dict[tuple[object, ...], Availability] = {}
+
     @abc.abstractmethod
+    def find(self, target: Target) -> Availability:
+        """What would run the target: its version, and whether its times mean anything. Nothing has run on it yet.
+
+        Raises:
+            MissingError: It is not here; with the line that would mend it.
+        """
+
+    @abc.abstractmethod
+    def load(self, model: Path, target: Target, options: SessionOptions) -> Session:
+        """Load the file, on a target that was found here.
+
+        Raises:
+            ModelError: The runtime cannot load the model; the message names the node where it can.
+            MissingError: Another provider than the target's would run it.
+        """
+
     def availability(self, target: Target) -> Availability:
-        """Whether the target really runs here: decided by running something, not by asking for a list."""
+        """Whether the target really runs here, found by running something; asked once for each way of running models."""
+        from graphopt.probe import probe
+
+        options = sorted(target.provider_options.items())
+        how = (target.provider, target.plugin, target.device, target.simulator, target.threads, *options)
+        if how not in self._asked:
+            self._asked[how] = probe(self, target)
+        return self._asked[how]
 
     def require(self, target: Target) -> None:
         """Refuse a target that does not run here.
@@ -160,14 +186,15 @@ class Runtime(abc.ABC):
         if not available.ok:
             raise MissingError(available.why, where=f"target {target.name}", hint=available.hint or None)
 
-    @abc.abstractmethod
     def open(self, model: Path, target: Target, options: SessionOptions = SessionOptions()) -> Session:
         """Load the file on the target.
 
         Raises:
-            ModelError: The runtime cannot load the model; the message names the node where it can.
-            MissingError: The runtime or the provider is missing here, or another provider was used in its place.
+            ModelError: As ``load``.
+            MissingError: As ``require`` and ``load``.
         """
+        self.require(target)
+        return self.load(model, target, options)
 
     @abc.abstractmethod
     def profile(self, model: Path, target: Target, feed: Feed, rounds: int = 10) -> Sequence[NodeTime]:
