@@ -45,6 +45,9 @@ class Quantization(BaseModel):
 
     activations: Literal["uint8", "int8", "uint16"] = Field(description="type of activations, per tensor")
     symmetric: bool = Field(default=False, description="whether the zero point of activations is the middle of their type")
+    unsigned: bool = Field(
+        default=False, description="whether an activation that is never negative is uint8 from zero on instead"
+    )
     weights: Literal["int8"] = Field(default="int8", description="type of weights, symmetric")
     weight_bits: Literal[7, 8] = Field(default=8, description="7: two products fit in 16 bits together")
     saturates: bool = Field(default=False, description="whether a kernel may add two products of 8 bits in 16 bits")

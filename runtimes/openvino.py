@@ -31,14 +31,16 @@ from graphopt.contracts import (
 )
 from graphopt.environment import no_telemetry
 from graphopt.errors import MissingError, ModelError
-from graphopt.model import count_nodes, input_specs, load, output_specs
+from graphopt.model import count_nodes, input_specs, load, nodes, output_specs
 from graphopt.targets import Target
 from graphopt.timing import profiled
 
 from .feeds import feed_problem
 
 _NO_WORK = {"Parameter", "Constant", "Result"}  # operators of OpenVINO's graph that compute nothing
-_MULTIPLIES = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")  # how their types begin
+_CONVERT = {"QuantizeLinear", "DequantizeLinear"}
+_WEIGHTED = {"FullyConnected", "Convolution", "Deconvolution"}  # of OpenVINO's operators, those that read a weight
+_MULTIPLIES = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 class OpenVino(Runtime):
@@ -79,17 +81,20 @@ class OpenVino(Runtime):
         """
         self.require(target)
         compiled = _compile(model, target, target.threads, {"PERF_COUNT": "YES"})
-        times: defaultdict[tuple[str, str, bool], list[float]] = defaultdict(list)
+        origins = _origins(compiled, model)
+        times: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         with _OvSession(compiled, model, target, target.threads, time.perf_counter()) as session:
             assert isinstance(session, _OvSession)
             for _ in profiled(session, feed, rounds):
                 for node in session.counters():
-                    integer = node.node_type.startswith(_MULTIPLIES) and node.exec_type.lower().endswith(("i8", "u8"))
-                    times[node.node_name, node.node_type, integer].append(1000 * node.real_time.total_seconds())
-        return [
-            NodeTime(name, op_type, target.provider, median(milliseconds), name.partition("/")[0], integer)
-            for (name, op_type, integer), milliseconds in times.items()
-        ]
+                    key = node.node_name, node.node_type, node.exec_type
+                    times[key].append(1000 * node.real_time.total_seconds())
+        found = []
+        for (name, kind, kernel), milliseconds in times.items():
+            origin, op_type = origins.get(name, ("", ""))
+            integer = op_type in _MULTIPLIES and kernel.lower().endswith(("i8", "u8"))
+            found.append(NodeTime(name, kind, target.provider, median(milliseconds), origin, integer))
+        return found
 
     def partition(self, model: Path, target: Target) -> Partition:
         """Which nodes of OpenVINO's graph the device says that it takes; with one left behind, ``open`` fails.
@@ -104,8 +109,8 @@ class OpenVino(Runtime):
             taken = core.query_model(graph, target.provider, _properties(target, target.threads))
         except RuntimeError as error:
             raise _load_error(error, model) from error
-        nodes = [(op.get_friendly_name(), op.get_type_name(), "none") for op in graph.get_ops()]
-        left = [node for node in nodes if node[1] not in _NO_WORK and node[0] not in taken]
+        ops = [(op.get_friendly_name(), op.get_type_name(), "none") for op in graph.get_ops()]
+        left = [node for node in ops if node[1] not in _NO_WORK and node[0] not in taken]
         count = count_nodes(load(model))
         return Partition({target.provider: count - len(left)}, left, None if left else 1)
 
@@ -121,8 +126,8 @@ class _OvSession(Session):
         self._request: Any = compiled.create_infer_request()
         self.load_seconds = time.perf_counter() - start
         stat = model.stat()
-        self.inputs, self.outputs, nodes = _facts(model, stat.st_mtime_ns, stat.st_size)
-        self.partition = Partition(nodes={target.provider: nodes}, parts=1)  # what it does not take whole it does not compile
+        self.inputs, self.outputs, count = _facts(model, stat.st_mtime_ns, stat.st_size)
+        self.partition = Partition(nodes={target.provider: count}, parts=1)  # what it does not take whole it does not compile
         self._ports = [(spec.name, compiled.output(spec.name), spec.dtype) for spec in self.outputs]
         self._checked: object = None
 
@@ -189,6 +194,39 @@ def _facts(model: Path, _changed: int, _size: int) -> tuple[tuple[TensorSpec, ..
     """Inputs, outputs and the number of nodes, as the file has them: OpenVINO has several names for a value, and own types."""
     loaded = load(model)
     return input_specs(loaded), output_specs(loaded), count_nodes(loaded)
+
+
+def _origins(compiled: Any, model: Path) -> dict[str, tuple[str, str]]:
+    """The model's node that each node of the compiled graph was made of, and its operator; of several the one that multiplies.
+
+    A name is that of a node of the model with more after a slash, or of one that OpenVINO made: then those of the nodes that
+    were fused into it tell, or else that of its weight.
+    """
+    known = {
+        name: (node.name or "", node.op_type)
+        for node in nodes(load(model))
+        if node.op_type not in _CONVERT
+        for name in (node.name, *(output.name for output in node.outputs))
+        if name
+    }
+    origins = {}
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        facts = op.get_rt_info()
+        fused = facts["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in facts else []
+        own = op.get_friendly_name()
+        made = [found for name in (own, *reversed(fused)) for found in _beginnings(name, known)]
+        if not made and facts["layerType"].astype(str) in _WEIGHTED:
+            made = _beginnings(op.inputs()[1].get_source_output().get_node().get_friendly_name(), known)
+        if made:
+            origins[own] = next((each for each in made if each[1] in _MULTIPLIES), made[0])
+    return origins
+
+
+def _beginnings(name: str, known: Mapping[str, tuple[str, str]]) -> list[tuple[str, str]]:
+    """What is known by a name, or by the longest beginning of it that ends before a slash."""
+    while name not in known and "/" in name:
+        name = name.rpartition("/")[0]
+    return [known[name]] if name in known else []
 
 
 def _as(array: Array, dtype: np.dtype) -> Array:

@@ -31,7 +31,7 @@ from graphopt.graphs import constant, is_overridable, site
 from graphopt.observe import ChannelMean, ChannelRange, Observer, observable
 from graphopt.targets import Quantization
 
-from . import fake, scaling
+from . import fake, scaling, scheme
 from .scaling import Factor, Scaling
 
 ALPHAS = (0.25, 0.5, 0.75)
@@ -327,7 +327,7 @@ def _noise(group: Group, analysis: Scaling, scales: Array, style: Quantization) 
     for reader in group.readers:
         s = scales[reader.channels]
         low, high = min((reader.low / s).min(), 0.0), max((reader.high / s).max(), 0.0)
-        span = 2 * max(-low, high) if style.symmetric else high - low
+        span = 2 * max(-low, high) if scheme.kind(low, style)[1] else high - low
         squares = np.zeros(len(scales))
         squares[reader.channels] = reader.square
         squares = squares[reader.columns] / scales[reader.columns] ** 2

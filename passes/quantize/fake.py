@@ -65,9 +65,7 @@ def quantized(model: ir.Model, context: Context, samples: int) -> ir.Model:
     wanted = set(nodes)
     for value in inputs:
         low, high = found[value.name or ""][0].low, found[value.name or ""][0].high
-        dtype = ir.DataType[style.activations.upper()]
-        parameters = scheme.from_range(low, high, dtype, symmetric=style.symmetric)
-        _insert(clone, value, parameters, wanted)
+        _insert(clone, value, scheme.of_activation(low, high, style), wanted)
     return clone
 
 

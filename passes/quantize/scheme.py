@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array
+from graphopt.targets import Quantization
 
 SMALLEST_SCALE = 1e-18
 """Products of two scales must stay normal float32 numbers."""
@@ -73,6 +74,19 @@ def from_range(
     scale = np.where(scale > 0, np.maximum(scale, SMALLEST_SCALE), 1.0).astype(np.float32)
     zero = np.full(scale.shape, middle, np.float64) if symmetric else np.clip(np.round(first - below / scale), first, last)
     return Parameters(scale, zero.astype(dtype.numpy()), dtype, axis, first, last)
+
+
+def kind(low: float, style: Quantization) -> tuple[ir.DataType, bool]:
+    """The type of activations that are never below ``low``, and whether their zero point is the middle of it."""
+    if style.unsigned and low >= 0:
+        return ir.DataType.UINT8, False
+    return ir.DataType[style.activations.upper()], style.symmetric
+
+
+def of_activation(low: float, high: float, style: Quantization) -> Parameters:
+    """Parameters of activations in [low, high]."""
+    dtype, symmetric = kind(low, style)
+    return from_range(low, high, dtype, symmetric=symmetric)
 
 
 def limits(dtype: ir.DataType, *, symmetric: bool, bits: int | None = None) -> tuple[int, int]:

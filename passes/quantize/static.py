@@ -31,7 +31,7 @@ from .layers import Learned
 from .network import Network
 from .operators import Operator
 from .place import Placer, Weights
-from .scheme import Parameters, from_range, limits
+from .scheme import Parameters, kind, limits, of_activation
 from .tables import IR_VERSION, OPSET, OPSET_16_BITS, OUTPUT_RANGE, QUANTIZERS
 
 INT8 = Setting("int8", "int8")
@@ -140,10 +140,11 @@ class StaticQuantize(LossyPass):
                 changes.append(Change(operator.name, "left alone", why, done=False))
         if choices.correction and any(o.name not in learned.shifts for o in fitting if layers.takes_bias(o)):
             learned.shifts = self._shifts(network, context, choices)
+        types = {o.name: parameters[network.source(network.inputs(o)[0])].dtype.name.lower() for o in fitting}
         weighted = [operator for operator in fitting if operator.weight is not None]
         made = layers.make(network, weighted, parameters, learned, choices, context)
         Placer(network, parameters).place([_with_bias(operator, made) for operator in fitting], made)
-        said = [Change(o.name, _what(o, network.style, learned), _why(o, learned)) for o in fitting]
+        said = [Change(o.name, _what(o, types[o.name], network.style, learned), _why(o, learned)) for o in fitting]
         return [*said, *changes]
 
     def _decide(self, network: Network, context: Context) -> tuple[refine.Choices, list[Change]]:
@@ -198,16 +199,14 @@ class StaticQuantize(LossyPass):
             hint = "Give the target's file a 'quantization:', or choose another target."
             raise UsageError("nothing is known of integers on this target", where=f"target {context.target.name}", hint=hint)
         given = self.options.model_dump(include={"activations", "symmetric", "per_channel", "weight_bits"}, exclude_none=True)
+        if "activations" in given:  # one type for all of them
+            given["unsigned"] = False
         return style.model_copy(update=given)
 
     @property
     def _known_style(self) -> Quantization:
         assert self._style is not None
         return self._style
-
-    @property
-    def _dtype(self) -> ir.DataType:
-        return ir.DataType[self._known_style.activations.upper()]
 
     def _ranges(self, network: Network, context: Context) -> dict[ir.Value, tuple[float, float]]:
         """The range of each source that an operator reads or makes, whatever is planned: so that it is observed once."""
@@ -216,11 +215,12 @@ class StaticQuantize(LossyPass):
         fixed = {name: known for name, value in values.items() if (known := _known_range(value)) is not None}
         wanted = {name: [ranges.OBSERVERS[method]] for name in values if name not in fixed}
         found = context.observe(network.model, wanted, samples=self.options.samples)
-        first, last = limits(self._dtype, symmetric=style.symmetric)
         chosen = dict(fixed)
         for name, [result] in found.items():
+            dtype, symmetric = kind(result.low, style)
+            first, last = limits(dtype, symmetric=symmetric)
             slope = networks.slope(values[name])
-            chosen[name] = ranges.choose(result, method, levels=last - first + 1, symmetric=style.symmetric, slope=slope)
+            chosen[name] = ranges.choose(result, method, levels=last - first + 1, symmetric=symmetric, slope=slope)
         return networks.join(network, {value: chosen[name] for name, value in values.items()})
 
     def _method(self, network: Network, context: Context) -> ranges.Method:
@@ -246,8 +246,8 @@ class StaticQuantize(LossyPass):
 
     def _parameters(self, network: Network, found: Mapping[ir.Value, tuple[float, float]]) -> dict[ir.Value, Parameters]:
         """Parameters of each source, and of each constant that is quantized like an activation."""
-        dtype, symmetric = self._dtype, self._known_style.symmetric
-        made = {value: from_range(low, high, dtype, symmetric=symmetric) for value, (low, high) in found.items()}
+        style = self._known_style
+        made = {value: of_activation(low, high, style) for value, (low, high) in found.items()}
         for operator in network.operators.values():
             for index in operator.constants:
                 value = operator.node.inputs[index]
@@ -256,7 +256,7 @@ class StaticQuantize(LossyPass):
                 assert tensor is not None
                 array = tensor.numpy()
                 low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
-                made[value] = from_range(low, high, dtype, symmetric=symmetric)
+                made[value] = of_activation(low, high, style)
         return made
 
 
@@ -266,12 +266,12 @@ def _identity(network: Network) -> tuple[tuple[object, ...], list[ir.TensorProto
     return (*network.operators, *map(id, held)), held
 
 
-def _what(operator: Operator, style: Quantization, learned: Learned) -> str:
+def _what(operator: Operator, activations: str, style: Quantization, learned: Learned) -> str:
     if operator.weight is None:
-        return style.activations
+        return activations
     kind = "per channel" if style.per_channel and operator.weight_axis is not None else "per tensor"
     narrow = " of 7 bits" if operator.name in learned.narrow else ""
-    return f"{style.activations} activations, {style.weights} weights{narrow} {kind}"
+    return f"{activations} activations, {style.weights} weights{narrow} {kind}"
 
 
 def _why(operator: Operator, learned: Learned) -> str:
