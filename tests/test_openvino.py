@@ -20,6 +20,7 @@ from graphopt.contracts import Session, SessionOptions
 from graphopt.errors import DataError, MissingError, ModelError
 
 from helpers import from_text, small_cnn, write
+from quantizing import quantize
 
 TARGET = targets.load("openvino-cpu")
 IMAGE = {"x": np.linspace(-1, 1, 192, dtype=np.float32).reshape(1, 3, 8, 8)}
@@ -118,6 +119,21 @@ class TestInstalled:
         times = targets.runtime(TARGET).profile(path, TARGET, IMAGE, rounds=3)
         assert [node.op_type for node in times].count("Convolution") == 2
         assert all(node.milliseconds >= 0 for node in times)
+
+    def test_the_profile_finds_the_models_nodes_by_their_names_with_slashes_too(self, path: Path) -> None:
+        model = small_cnn()
+        for node in model.graph.node:
+            node.name = f"net/block/{node.name}/{node.op_type}"
+        write(model, path)
+        found = {node.origin: node.integer for node in targets.runtime(TARGET).profile(path, TARGET, IMAGE, rounds=1)}
+        assert {node.name for node in model.graph.node if node.op_type in {"Conv", "Gemm"}} <= set(found)
+        assert not any(found.values())
+
+    def test_the_profile_says_which_kernels_compute_in_integers(self, path: Path) -> None:
+        feed = {"x": np.repeat(IMAGE["x"], 4, axis=0)}
+        write(quantize(small_cnn(), feed, target=TARGET).proto, path)
+        integer = [node.origin for node in targets.runtime(TARGET).profile(path, TARGET, IMAGE, rounds=1) if node.integer]
+        assert sorted(integer) == sorted(node.name for node in small_cnn().graph.node if node.op_type in {"Conv", "Gemm"})
 
     def test_every_node_of_a_plain_model_is_taken(self, path: Path) -> None:
         write(small_cnn(), path)

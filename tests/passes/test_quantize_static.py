@@ -395,6 +395,12 @@ def test_each_target_gets_its_own_style() -> None:
     trt = quantize(small_cnn(), feed, target=targets.load("tensorrt")).proto
     assert {int(initializer(trt, node.input[2])) for node in nodes(trt, "QuantizeLinear")} == {0}
     assert all(tensor.data_type != onnx.TensorProto.INT32 for tensor in trt.graph.initializer)
+    openvino = quantize(small_cnn(), feed, target=targets.load("openvino-cpu")).proto
+    kinds = {node.input[0]: initializer(openvino, node.input[2]) for node in nodes(openvino, "QuantizeLinear")}
+    assert (kinds["x"].dtype, kinds["r1"].dtype) == (np.int8, np.uint8), "unsigned where nothing is negative"
+    assert {int(zero_point) for zero_point in kinds.values()} == {0}
+    one = quantize(small_cnn(), feed, target=targets.load("openvino-cpu"), activations="int8").proto
+    assert {initializer(one, node.input[2]).dtype for node in nodes(one, "QuantizeLinear")} == {np.dtype(np.int8)}
     qnn = small_cnn()
     qnn.opset_import[0].version = 21
     wide = quantize(qnn, feed, target=targets.load("qnn-htp"), activations="uint16").proto
