@@ -111,10 +111,12 @@ class Simplify(Pass):
             changes += freeze_initializers(work)
         if self.options.inline:
             changes += inline_functions(work)
+        work.changed()
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
-        for root in work.roots() if changes else []:
-            make_unambiguous(root)
+        for root in work.roots if changes else []:
+            if root.graphs[1:]:
+                make_unambiguous(root)
         return [*changes, *_left_alone(work)]
 
     def _until_quiet(self, work: Work) -> list[Change]:
@@ -128,7 +130,9 @@ class Simplify(Pass):
             if step is remove_dead:
                 swept = len(changes)
             quiet = 0 if done else 1 if work.learnt else quiet + 1
-            work.current, work.learnt = work.current and not done, False
+            work.learnt = False
+            if done:
+                work.changed()
             if quiet == len(steps):
                 break
         return changes

@@ -20,7 +20,7 @@ def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
     """Mend stated types and shapes; with ``complete``, add the missing ones too. One change tells how many of each."""
     boundary = {*work.model.graph.inputs, *work.model.graph.outputs}
     mended = added = 0
-    for value in (value for graph in walk.graphs(work.model.graph) for value in walk.defined(graph)):
+    for value in (value for graph in work.roots[0].graphs for value in walk.defined(graph)):
         known = work.facts.get(value)
         if known is None or value in boundary or value.is_initializer():
             continue

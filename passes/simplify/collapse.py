@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,7 @@ from graphopt.shapes import subgraphs
 from .dims import Dim, Poly
 from .follow import Dims, sliced
 from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
-from .symbolic import INTEGERS, Symbolic, slice_of, symbolic
+from .symbolic import INTEGERS, NUMBERED, Symbolic, slice_of, symbolic
 
 _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
@@ -48,12 +49,14 @@ _LONGEST_CHAIN = 8
 _SAME_NUMBERS = "both always hold the same numbers"
 _IN_ORDER_MAYBE = frozenset({"Expand", "Gather", "Squeeze", "Transpose"})
 """Operators that keep all elements in their order for some dimensions, attributes and indices."""
-_KEEP_ALL = _IN_ORDER | _IN_ORDER_MAYBE | {"Slice", "Tile"}
+KEEP_ORDER = _IN_ORDER | _IN_ORDER_MAYBE
+_KEEP_ALL = KEEP_ORDER | {"Slice", "Tile"}
+_VISITED = _KEEP_ALL | NUMBERED
 
 
 def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
     """Collapse the computed shapes of the main graph and its subgraphs; ``fold``: values may become constants."""
-    root = work.roots()[0]
+    root = work.roots[0]
     return Collapse(work, root, symbolic(work, root), fold).run()
 
 
@@ -72,11 +75,13 @@ class Collapse:
     changes: list[Change] = field(default_factory=list)
     constants: dict[Hashable, ir.Value] = field(default_factory=dict)
 
-    node_names: set[str] = field(default_factory=set)
+    @cached_property
+    def node_names(self) -> set[str]:
+        """The names of all nodes, when first asked for; who gives a new name adds it."""
+        return {node.name for node in self.root.nodes if node.name}
 
     def run(self) -> list[Change]:
         """Walk the graph once."""
-        self.node_names = {node.name for node in self.root.nodes() if node.name}
         self.visit(self.root.graph, ChainMap(), ChainMap())
         return self.changes
 
@@ -84,10 +89,11 @@ class Collapse:
         """``seen``: values by their contents; ``sources``: parts of values' shapes. What a subgraph adds, only it sees."""
         for value in graph.inputs:
             self.add_source(value, sources)
+        branches = bool(self.root.graphs[1:])
         for node in graph:
-            for subgraph in subgraphs(node):
+            for subgraph in subgraphs(node) if branches else ():
                 self.visit(subgraph, seen.new_child(), sources.new_child())
-            if node.op_type == "Constant" or not self.work.is_operator(node) or not has_one_place(node):
+            if node.op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):
                 continue
             if self.same(node):
                 continue

@@ -21,12 +21,12 @@ from .names import own
 def lift_constants(work: Work) -> list[Change]:
     """Turn Constant nodes into initializers, in the main graph and in all subgraphs; one change tells how many."""
     count = 0
-    for root in work.roots():
+    for root in work.roots:
         if not root.initializers:
             continue
         lifted = []
-        for node in root.nodes():
-            tensor = constant_tensor(node) if node.op_type == "Constant" and work.is_operator(node) else None
+        for node in work.operators(root, {"Constant"}):
+            tensor = constant_tensor(node)
             if tensor is None or tensor.dtype == ir.DataType.STRING or node.outputs[0].is_graph_output():
                 continue
             assert node.graph is not None

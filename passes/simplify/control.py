@@ -115,15 +115,15 @@ class _Names:
 def inline_control_flow(work: Work) -> list[Change]:
     """Take apart If and Loop in every graph."""
     changes: list[Change] = []
-    for root in work.roots():
-        found = [node for node in root.nodes() if node.op_type in {"If", "Loop"} and work.is_operator(node)]
+    for root in work.roots:
+        found = [*work.operators(root, {"If", "Loop"})]
         if not found:
             continue
-        values = [value.name for graph in (root.graph, *root.graph.subgraphs()) for value in defined(graph)]
+        values = [value.name for graph in root.graphs for value in defined(graph)]
         root.names.update(name for name in values if name)  # now: what is being moved is in no graph for a while
         names = _Names(
             Counter(values),
-            Counter(node.name for node in root.nodes()),
+            Counter(node.name for node in root.nodes),
         )
         for node in reversed(found):  # inner ones first
             why = _if(work, root, node, names) if node.op_type == "If" else _loop(root, node, names)

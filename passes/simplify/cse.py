@@ -26,12 +26,13 @@ from graphopt.graphs import site
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
-from .graph import Work, can_replace, remove, replace
+from .graph import Root, Work, can_replace, remove, replace
 
 _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_Seen = MutableMapping[Hashable, ir.Node]
 _COMPARED_BYTES = 4096
 """Tensors in attributes are compared up to this size."""
 
@@ -39,25 +40,28 @@ _COMPARED_BYTES = 4096
 def merge_equal_nodes(work: Work) -> list[Change]:
     """Merge equal nodes, in every graph."""
     changes: list[Change] = []
-    for root in work.roots():
-        _merge(work, root.graph, root.opset, ChainMap(), changes)
+    for root in work.roots:
+        _merge(work, root, root.graph, ChainMap(), changes)
     return changes
 
 
-def _merge(work: Work, graph: ir.Graph, opset: int, seen: MutableMapping[Hashable, ir.Node], changes: list[Change]) -> None:
+def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[Change]) -> None:
     """``seen`` holds what is visible: ``_merge`` of a subgraph works on a child of it."""
     for node in graph:
-        inner = [*subgraphs(node)]
+        inner = subgraphs(node) if root.graphs[1:] else ()
         for subgraph in inner:
             assert isinstance(seen, ChainMap)
-            _merge(work, subgraph, opset, seen.new_child(), changes)
-        if inner or not node.outputs or not work.is_operator(node):
+            _merge(work, root, subgraph, seen.new_child(), changes)
+        alike = seen.setdefault((node.op_type, *map(id, node.inputs)), node)  # nearly all nodes differ in this already
+        if alike is node or inner or not node.outputs or not work.is_operator(node):
             continue
-        if node.op_type in _QUANTIZERS or not _is_deterministic(node.op_type, opset):
+        if node.op_type in _QUANTIZERS or not _is_deterministic(node.op_type, root.opset):
             continue
-        key = _key(node)
+        key, other = _key(node), _key(alike) if work.is_operator(alike) else None
         if key is None:
             continue
+        if other is not None:
+            seen.setdefault(other, alike)
         first = seen.setdefault(key, node)
         pairs = [(a, b) for a, b in zip(node.outputs, first.outputs, strict=True) if a.name]
         if first is node or not all(can_replace(old, new) for old, new in pairs):

@@ -20,7 +20,7 @@ from graphopt.contracts import Change
 from graphopt.graphs import site
 from graphopt.walk import subgraphs
 
-from .graph import Work, remove
+from .graph import Root, Work, remove
 
 _WITHOUT_EFFECTS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 _OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1, "MaxPool": 1, "RNN": 0}
@@ -31,31 +31,34 @@ def remove_dead(work: Work) -> list[Change]:
     """Remove dead nodes, outputs, initializers and functions."""
     changes: list[Change] = []
     effects, kept = _functions_with_effects(work.model), work.annotated_names()
-    for root in work.roots():
-        _sweep(work, root.graph, effects, changes)
-        for graph in walk.graphs(root.graph):
+    for root in work.roots:
+        _sweep(work, root, root.graph, effects, changes)
+        for graph in root.graphs:
             changes += remove_initializers(work, [*graph.initializers.values()], kept)
     changes += _remove_functions(work.model)
     return changes
 
 
-def _sweep(work: Work, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
+def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
+    branches = bool(root.graphs[1:])
     for node in reversed(graph):
         if work.excludes and work.excluded(site(node)):
             continue
-        used = any(output.is_graph_output() or output.uses() for output in node.outputs)
-        identifier = node.op_identifier()
-        removable = identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
-        if not used and removable:
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs) and _is_removable(work, node, effects):
             if node.op_type != "Constant":
                 changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
             remove([node])
             continue
-        if work.is_operator(node):
+        if node.op_type in _OPTIONAL_OUTPUTS and work.is_operator(node):
             changes += _drop_outputs(node)
-        for subgraph in subgraphs(node):
-            _sweep(work, subgraph, effects, changes)
+        for subgraph in subgraphs(node) if branches else ():
+            _sweep(work, root, subgraph, effects, changes)
+
+
+def _is_removable(work: Work, node: ir.Node, effects: set[ir.OperatorIdentifier]) -> bool:
+    identifier = node.op_identifier()
+    return identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
 
 
 def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) -> list[Change]:
@@ -72,9 +75,7 @@ def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) 
 
 
 def _drop_outputs(node: ir.Node) -> list[Change]:
-    first = _OPTIONAL_OUTPUTS.get(node.op_type)
-    if first is None:
-        return []
+    first = _OPTIONAL_OUTPUTS[node.op_type]
     dropped = [o for o in node.outputs[first:] if o.name and not o.uses() and not o.is_graph_output()]
     changes = [Change(site(node), f"dropped the output {output.name}", "nothing uses it") for output in dropped]
     for output in dropped:

@@ -11,59 +11,50 @@ stays as it is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
-from .graph import Work
+from .graph import Root, Work
 from .moved import MovedTensor
 
 _PREFIX_BYTES = 64
 _SMALL_BYTES = 4096
 
-_Group = tuple[ir.DataType, tuple[int, ...]]
-
 
 def merge_equal_initializers(work: Work) -> list[Change]:
     """Merge equal initializers, in the main graph and in all subgraphs."""
-    there = {(value, graph) for graph in walk.graphs(work.model.graph) for value in graph.initializers.values()}
-    if there <= work.compared:
+    root = work.roots[0]
+    there = {(value, graph) for graph in root.graphs for value in graph.initializers.values()}
+    new, work.compared = {value for value, _ in there - work.compared}, there
+    if not new:
         return []
-    work.compared = there
-    groups: dict[_Group, list[ir.Value]] = {}
-    parents: dict[ir.Graph, ir.Graph | None] = {}
-    _collect(work.model.graph, None, parents, groups)
+    parents = {inner: node.graph for node in root.nodes for inner in subgraphs(node)} if root.graphs[1:] else {}
     kept = work.annotated_names()
     changes = []
-    for group in groups.values():
+    for group in _groups(root).values():
+        if new.isdisjoint(group):
+            continue
         candidates = [value for value in group if value.name not in kept and not work.excluded(value.name or "")]
         for equal in _partition(candidates):
             changes += _merge(equal, parents)
     return changes
 
 
-def _collect(
-    graph: ir.Graph,
-    parent: ir.Graph | None,
-    parents: dict[ir.Graph, ir.Graph | None],
-    groups: dict[_Group, list[ir.Value]],
-) -> None:
-    """Group what may be merged by type and shape, outer graphs first."""
-    parents[graph] = parent
-    for value in graph.initializers.values():
+def _groups(root: Root) -> dict[Hashable, list[ir.Value]]:
+    """What may be merged, by type and shape, outer graphs first."""
+    groups: dict[Hashable, list[ir.Value]] = {}
+    for value in (value for graph in root.graphs for value in graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, MovedTensor):
             continue  # computed when it is written, not before
         if not (value.is_graph_input() or value.is_graph_output()):
-            groups.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
-    for node in graph:
-        for subgraph in subgraphs(node):
-            _collect(subgraph, graph, parents, groups)
+            groups.setdefault((tensor.dtype, tensor.shape.dims), []).append(value)
+    return groups
 
 
 def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
@@ -116,7 +107,7 @@ def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
     return digest.hash.digest()
 
 
-def _merge(equal: list[ir.Value], parents: dict[ir.Graph, ir.Graph | None]) -> list[Change]:
+def _merge(equal: list[ir.Value], parents: Mapping[ir.Graph, ir.Graph | None]) -> list[Change]:
     """Let each value be replaced by the first one that is visible from its graph."""
     changes = []
     kept: dict[ir.Graph, ir.Value] = {}
@@ -125,7 +116,7 @@ def _merge(equal: list[ir.Value], parents: dict[ir.Graph, ir.Graph | None]) -> l
         assert graph is not None
         outer: ir.Graph | None = graph
         while outer is not None and outer not in kept:
-            outer = parents[outer]
+            outer = parents.get(outer)
         if outer is None:
             kept[graph] = value
             continue

@@ -51,7 +51,7 @@ def fold_constants(work: Work) -> list[Change]:
     """Fold constants in every graph. Why a node was not folded goes to ``work.declined``."""
     changes: list[Change] = []
     kept = work.annotated_names()
-    for root in work.roots():
+    for root in work.roots:
         if root.opset < LOWEST_OPSET:
             continue
         folded = _evaluate_all(work, root)
@@ -88,6 +88,12 @@ class _Folded:
         if value is None:
             return None
         return self.tensors[value] if value in self.tensors else constant(value)
+
+    def may_be_known(self, node: ir.Node) -> bool:
+        """Whether each input is the same always, or unless a caller overrides it; or no more of it is read than its shape."""
+        if node.op_type in _TYPE_AND_SHAPE_ONLY:
+            return True
+        return all(v is None or v in self.tensors or v.is_initializer() or constant(v) is not None for v in node.inputs)
 
     def home(self, node: ir.Node) -> ir.Graph:
         """Where the outputs of a node would be constants: beside the largest constant that they are computed from.
@@ -130,10 +136,8 @@ class _Folded:
 def _evaluate_all(work: Work, root: Root) -> _Folded:
     """Compute all that can be computed from constants, types and fixed shapes."""
     folded = _Folded()
-    for node in root.nodes():
-        if node.op_type not in _FOLDED or node in work.declined or not work.is_operator(node):
-            continue
-        if any(a.is_ref() for a in node.attributes.values()):
+    for node in work.operators(root, _FOLDED):
+        if node in work.declined or not folded.may_be_known(node) or any(a.is_ref() for a in node.attributes.values()):
             continue
         if any(o.is_graph_output() and output_position(o) is None for o in node.outputs):
             continue

@@ -6,7 +6,7 @@ in If, Loop and Scan, where a value of an outer graph may be used (captured) at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,21 +24,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Root:
-    """The main graph or the body of a function."""
+    """The main graph or the body of a function, as it was before a step: a step that changes it ends it."""
 
     graph: ir.Graph
     opsets: Mapping[str, int]
     initializers: bool
     """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
 
-    def nodes(self) -> Iterator[ir.Node]:
-        """Every node, each before those of its subgraphs; nodes may be removed on the way."""
-        return walk.nodes(self.graph)
+    @cached_property
+    def nodes(self) -> Sequence[ir.Node]:
+        """Every node, each before those of its subgraphs, as they were when a step first asked."""
+        return [*walk.nodes(self.graph)]
+
+    @cached_property
+    def graphs(self) -> Sequence[ir.Graph]:
+        """The graph and all its subgraphs, each before its own."""
+        return [self.graph, *(graph for node in self.nodes for graph in subgraphs(node))]
 
     @cached_property
     def names(self) -> set[str]:
         """The names of all values, when first asked for; who gives a new name adds it."""
-        return {value.name for graph in walk.graphs(self.graph) for value in defined(graph) if value.name}
+        return {value.name for graph in self.graphs for value in defined(graph) if value.name}
 
     def new_name(self, name: str) -> str:
         """``name`` with a number that makes it new in the whole root."""
@@ -77,6 +83,7 @@ class Work:
     """Whether a step has found out more than was known: steps before it may do more now."""
     symbolic: Symbolic | None = None
     """What was known of the main graph when a step first asked; true of the values that were there then."""
+    _operators: dict[ir.Graph, list[tuple[str, ir.Node]]] = field(default_factory=dict)
 
     @cached_property
     def _has_annotations(self) -> bool:
@@ -86,11 +93,25 @@ class Work:
         """Names of initializers that quantization annotations refer to: used, though by no node."""
         return annotated_names(self.model) if self._has_annotations else set()
 
-    def roots(self) -> list[Root]:
+    @cached_property
+    def roots(self) -> Sequence[Root]:
         """The main graph and the functions."""
         model = self.model
         main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT)
         return [main, *(Root(f.graph, f.opset_imports, initializers=False) for f in model.functions.values())]
+
+    def changed(self) -> None:
+        """Take note that a step has changed the model: what was listed of it is not true any more."""
+        self.__dict__.pop("roots", None)
+        self._operators.clear()
+        self.current = False
+
+    def operators(self, root: Root, op_types: Container[str]) -> Iterator[ir.Node]:
+        """The nodes of these types that may be rewritten, in order, but for those that are removed on the way."""
+        listed = self._operators.get(root.graph)
+        if listed is None:
+            listed = self._operators[root.graph] = [(node.op_type, node) for node in root.nodes if self.is_operator(node)]
+        return (node for op_type, node in listed if op_type in op_types and node.graph is not None)
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""

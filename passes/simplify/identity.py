@@ -33,12 +33,11 @@ _FIRST_INFERENCE_DROPOUT = 7
 def remove_identities(work: Work) -> list[Change]:
     """Remove every node that changes nothing."""
     changes = []
-    for root in work.roots():
-        for node in root.nodes():
-            rule = _RULES.get(node.op_type)
-            if rule is None or not node.inputs or node.inputs[0] is None or not work.is_operator(node):
+    for root in work.roots:
+        for node in work.operators(root, _RULES):
+            if not node.inputs or node.inputs[0] is None:
                 continue
-            why = rule(work, root, node)
+            why = _RULES[node.op_type](work, root, node)
             if why is None or not can_replace(node.outputs[0], node.inputs[0]):
                 continue
             changes.append(Change(site(node), f"removed {node.op_type}", why))

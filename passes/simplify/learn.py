@@ -7,7 +7,6 @@ constant may now have fixed dimensions.
 
 from __future__ import annotations
 
-from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.shapes import infer, is_known
 
@@ -19,7 +18,7 @@ def learn(work: Work) -> list[Change]:
     if work.current:
         return []
     work.current, work.symbolic = True, None
-    if all(is_known(work.facts.get(o)) for n in walk.nodes(work.model.graph) for o in n.outputs if o.name):
+    if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
         return []
     known, work.facts = work.facts, infer(work.model)
     work.learnt = any(

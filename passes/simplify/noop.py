@@ -39,7 +39,7 @@ from .follow import Dims, sliced
 from .graph import Work
 from .parts import split_slices
 from .scatter import join_windows, read_before
-from .sink import sink
+from .sink import SINKING, sink
 from .symbolic import INTEGERS, slice_of, symbolic
 
 _SMALL = 4096
@@ -51,12 +51,12 @@ _SIZES = 3
 
 def remove_round_trips(work: Work) -> list[Change]:
     """Apply the rules to the main graph and its subgraphs."""
-    root = work.roots()[0]
+    root = work.roots[0]
     edit = Collapse(work, root, symbolic(work, root))
-    for node in root.nodes():
-        rule = _RULES.get(node.op_type)
-        if not work.is_operator(node) or not has_one_place(node):
+    for node in work.operators(root, _RULES.keys() | SINKING):
+        if not has_one_place(node):
             continue
+        rule = _RULES.get(node.op_type)
         if rule is not None:
             rule(edit, node)
         if node.graph is None or sink(edit, node):

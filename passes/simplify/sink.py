@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from .collapse import Collapse, encode, is_only_for
+from .collapse import KEEP_ORDER, Collapse, encode, is_only_for
 from .dims import Dim, TooLongError, product
 from .follow import Dims
 
@@ -46,6 +46,8 @@ ONE_OPERAND = frozenset(_ONE_OPERAND.split())
 """Elementwise operators that keep the dimensions of their first input."""
 _ELEMENTWISE = _SEVERAL | ONE_OPERAND
 _ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
+SINKING = _SEVERAL | KEEP_ORDER | {"Concat"}
+"""The operators that ``sink`` has a rule for."""
 _LONGEST = 8
 """So many operators are looked past."""
 

@@ -44,7 +44,7 @@ class Symbolic:
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
         self._numbers: dict[ir.Value, Array | None] = {}
         self._unknown = 0
-        for node in root.nodes():
+        for node in root.nodes:
             self._evaluate(node)
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
@@ -429,3 +429,5 @@ _NUMBERS: dict[str, _Rule] = {
     "Where": _where,
 }
 """The contents of the first output."""
+NUMBERED = frozenset(_NUMBERS)
+"""The operators whose contents are followed."""

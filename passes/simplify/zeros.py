@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.graphs import constant
-from graphopt.shapes import subgraphs
 
 from .collapse import Collapse, has_one_place
 from .graph import Root, Work
 from .symbolic import symbolic
 
+_TERMS = frozenset({"Add", "Sub"})
 _SMALL = 1 << 16
 """Constants up to so many elements are looked into."""
 _HAND_ON_NAMES = (
@@ -42,9 +42,8 @@ _ABSORB = frozenset(_ABSORB_NAMES.split())
 
 def drop_zero_terms(work: Work) -> list[Change]:
     """Drop terms of zero in the main graph and its subgraphs."""
-    root = work.roots()[0]
-    terms = [node for node in root.nodes() if node.op_type in {"Add", "Sub"} and work.is_operator(node) and has_one_place(node)]
-    terms = [node for node in terms if _other_than_zero(work, node) is not None]
+    root = work.roots[0]
+    terms = [node for node in work.operators(root, _TERMS) if _other_than_zero(work, node) is not None and has_one_place(node)]
     if not terms:
         return []
     edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
@@ -73,9 +72,8 @@ def _is_zero(work: Work, value: ir.Value | None) -> bool:
 
 def _sensitive(root: Root) -> set[ir.Value]:
     """The values in which the sign of a zero may matter."""
-    nodes = [*root.nodes()]
-    sensitive = {output for node in nodes for graph in subgraphs(node) for output in graph.outputs}
-    for node in reversed(nodes):
+    sensitive = {output for graph in root.graphs[1:] for output in graph.outputs}
+    for node in reversed(root.nodes):
         inputs = [value for value in node.inputs if value is not None]
         if node.domain == "" and node.op_type in _ABSORB:
             continue
