@@ -10,15 +10,16 @@ estimates on the same parts.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 
 from .skeleton import Skeleton, graph_initializers
-from .walk import defined, nodes, subgraphs
+from .walk import defined, graphs, nodes, subgraphs
 
-__all__ = ["Facts", "defined", "facts", "infer", "is_known", "subgraphs"]
+__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "subgraphs"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
@@ -26,17 +27,61 @@ _LENGTHEN = frozenset({"Concat", "ConstantOfShape", "Expand", "Range", "Tile"})
 """Operators that can make a long vector of a few numbers."""
 _LONG = 100_000
 
+_KEPT = "graphopt.facts"
+"""Key of ``model.meta`` under which ``keep`` leaves facts."""
+
 Facts = dict[ir.Value, ir.TypeAndShape]
 
 
-def infer(model: ir.Model) -> Facts:
+def infer(model: ir.Model, known: Facts | None = None) -> Facts:
     """Types and shapes of the values of all graphs and subgraphs; what is not known is left out. The model stays as it is.
 
     Function bodies are not covered: their values have no one shape.
+
+    Args:
+        model: Any model, sorted.
+        known: What was known before the graph was rewired so that every value still holds what it held: stays true.
     """
+    kept = model.meta.pop(_KEPT, None)
+    if kept is not None and _is_same(kept[0], _parts(model)):
+        found: Facts = kept[1]
+        return found
     inputs = {value: ir.TypeAndShape(value.type, value.shape) for value in model.graph.inputs}
     constants = {value: tensor for value, tensor in graph_initializers(model) if not _is_overridable(value, model)}
-    return facts(model, inputs, constants)
+    return facts(model, inputs, constants, known)
+
+
+def keep(model: ir.Model, found: Facts) -> None:
+    """Leave facts with the model for the next who asks ``infer``, if the graph is the same still.
+
+    The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``).
+    """
+    if not model.functions:
+        there = {value for graph in graphs(model.graph) for value in defined(graph)}
+        model.meta[_KEPT] = _parts(model), {value: fact for value, fact in found.items() if value in there}
+
+
+def are_fixed(model: ir.Model, found: Facts) -> bool:
+    """Whether facts give each dimension of each value its size: however the graph is rewired, there is nothing to add."""
+    values = (value for node in nodes(model.graph) for value in node.outputs if value.name)
+    return all((fact := found.get(value)) is not None and fact.shape is not None and fact.shape.is_static() for value in values)
+
+
+def _parts(model: ir.Model) -> list[object]:
+    """All that inference depends on: objects that are replaced, never changed, when the graph is."""
+    parts: list[object] = [(*model.opset_imports.items(), *(str(value.shape) for value in model.graph.inputs))]
+    for graph in graphs(model.graph):
+        parts += (*graph.inputs, *graph.outputs, *(value.type for value in graph.inputs))
+        for value in graph.initializers.values():
+            parts += (value, value.const_value)
+        for node in graph:
+            parts += (node, node.inputs, node.outputs)
+            parts += node.attributes.data.values()
+    return parts
+
+
+def _is_same(before: list[object], now: list[object]) -> bool:
+    return len(before) == len(now) and before[0] == now[0] and all(map(operator.is_, before[1:], now[1:]))
 
 
 def is_known(known: ir.TypeAndShape | None) -> bool:
@@ -50,7 +95,10 @@ def _is_overridable(value: ir.Value, model: ir.Model) -> bool:
 
 
 def facts(
-    model: ir.Model, stated: Mapping[ir.Value, ir.TypeAndShape], constants: Mapping[ir.Value, ir.TensorProtocol]
+    model: ir.Model,
+    stated: Mapping[ir.Value, ir.TypeAndShape],
+    constants: Mapping[ir.Value, ir.TensorProtocol],
+    known: Mapping[ir.Value, ir.TypeAndShape] | None = None,
 ) -> Facts:
     """What inference finds out about a model.
 
@@ -58,10 +106,13 @@ def facts(
         model: Any model, sorted.
         stated: Types and shapes that are taken for granted; the inputs' among them.
         constants: Values that are always the same tensor; initializers, or what nodes give.
+        known: True of some values; where all dimensions are fixed there is nothing to add, and it is taken as it is.
     """
+    certain = {value: fact for value, fact in (known or {}).items() if fact.shape is not None and fact.shape.is_static()}
     skeleton = Skeleton(model, stated, constants)
     types: dict[str, onnx.TypeProto] | None = None
-    lengthened = [skeleton.names[v] for node in nodes(model.graph) if node.op_type in _LENGTHEN for v in node.outputs if v.name]
+    lengthening = [v for node in nodes(model.graph) if node.op_type in _LENGTHEN for v in node.outputs if v.name]
+    lengthened = [skeleton.names[value] for value in lengthening if value not in certain or _may_be_long(certain[value])]
     if lengthened:
         types = _types(skeleton, follow_values=False)
         if not any(name in types and _is_long(types[name]) for name in lengthened):
@@ -73,7 +124,9 @@ def facts(
         if value.is_initializer() and not value.is_graph_input():
             found[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
     for value, name in skeleton.names.items():
-        if value not in found and name in types:
+        if value in certain:
+            found[value] = certain[value]
+        elif value not in found and name in types:
             found[value] = _type_and_shape(types[name])
     return found
 
@@ -101,6 +154,11 @@ def _is_long(proto: onnx.TypeProto) -> bool:
     """Whether following values would take inference minutes and gigabytes: it writes out every element of a vector."""
     dims = proto.tensor_type.shape.dim
     return len(dims) == 1 and dims[0].dim_value > _LONG
+
+
+def _may_be_long(known: ir.TypeAndShape) -> bool:
+    dims = () if known.shape is None else known.shape.dims
+    return len(dims) == 1 and not (isinstance(dims[0], int) and dims[0] <= _LONG)
 
 
 def _type_and_shape(proto: onnx.TypeProto) -> ir.TypeAndShape:

@@ -29,7 +29,7 @@ from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
-from graphopt.shapes import infer
+from graphopt.shapes import are_fixed, infer, keep
 
 from .activation import use_gelu, use_hard_swish
 from .affine import fold_affine
@@ -117,16 +117,19 @@ class Fuse(Pass):
         for _ in range(_SWEEPS):
             left = {}
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
-            if not done and known:
+            current = known and not done  # whether the facts were inferred from the graph as it is
+            if current:
                 break
             changes += done
             known = not done
             if known and work.knows_all():
                 break
             if known:
-                work.facts = infer(model)
+                work.facts = infer(model, work.facts)
         if changes:
             work.drop_unused()
+        if current or are_fixed(model, work.facts):
+            keep(model, work.facts)
         if self.options.contrib:
             changes += use_contrib(model, context)
         return [*changes, *_left_alone(left)]

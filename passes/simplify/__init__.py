@@ -33,6 +33,7 @@ from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
+from graphopt.shapes import are_fixed, keep
 
 from .annotate import mend_shapes
 from .collapse import collapse_shapes
@@ -114,6 +115,8 @@ class Simplify(Pass):
         work.changed()
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
+        if work.current or are_fixed(model, work.facts):
+            keep(model, work.facts)
         for root in work.roots if changes else []:
             if root.graphs[1:]:
                 make_unambiguous(root)
