@@ -62,7 +62,12 @@ def span(recipe: Recipe) -> range:
 
 def is_priced(step: Step) -> bool:
     """Whether how much the pass does is for the core to choose, setting by setting."""
-    return isinstance(step.rewrite, LossyPass) and step.rewrite.graded and not step.rewrite.decided()
+    return (
+        isinstance(step.rewrite, LossyPass)
+        and step.rewrite.graded
+        and not step.rewrite.decided()
+        and step.rewrite.rounds() == 1
+    )
 
 
 @dataclass(frozen=True)

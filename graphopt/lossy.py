@@ -35,14 +35,40 @@ _WORTH = 1.02
 
 def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Outcome:
     """Find a plan for the sites that the pass offers; the model that is kept is written to ``path``."""
+    if rewrite.graded:
+        return _in_rounds(trial, rewrite, before, path, context, share)
     work = Work.begin(trial, rewrite, before, path, context, share)
     if not work.sites:
-        reasons = sorted({change.why for change in work.declined})
-        why = f"nothing to change: 0 of {work.offered} sites can be treated"
-        return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, work.declined)
-    if rewrite.graded:
-        return work.graded()
+        return work.nothing()
     return work.by_site() if rewrite.per_site else work.together()
+
+
+def _in_rounds(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float) -> Outcome:
+    """A graded pass: as many rounds as it asks for, each a part of the way further to its goal."""
+    count, stated, timed = rewrite.rounds(), rewrite.remains() is not None, trial.timing and trial.goal == "latency"
+    stage, last, changes = before, None, []
+    for number in range(1, count + 1):
+        place = path if number == count else path.with_name(f"round-{number}") / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Work.begin(trial, rewrite, stage, place, replace(context, part=number / count), share, before)
+        outcome = work.graded() if work.sites else work.nothing()
+        if outcome.model is None or outcome.path is None:
+            if number > 1 and stated:
+                return Outcome(False, f"in round {number} of {count}: {outcome.why}", outcome.changes)
+            if stated or (number == count and last is None):
+                return outcome
+            continue
+        last, graph = outcome, outcome.model
+        done = [replace(one, what=f"round {number}: {one.what}") if count > 1 else one for one in outcome.changes if one.done]
+        changes += done
+        stage = Stage(graph, outcome.path, model.count_nodes(graph), model.file_bytes(outcome.path), None, True)
+    assert last is not None, "no round without an outcome"
+    declined = [one for one in last.changes if not one.done]
+    if timed and not stated and trial.evidence is not None:
+        speedup = trial.evidence.speedup(before.path, stage.path)
+        if speedup < _WORTH:
+            return Outcome(False, f"not faster than before: {speedup:.3f}x; {last.why}", declined)
+    return replace(last, changes=[*changes, *declined])
 
 
 @dataclass
@@ -58,18 +84,35 @@ class Work:
     sites: Sequence[Site]
     declined: Sequence[Change]
     offered: int
-    share: float = 1.0
+    share: float
     """The part of the budget that may be spent up to this pass."""
+    whole: Stage
+    """The model before the pass, which goals are parts of; another one than ``before`` from the second round on."""
 
     @classmethod
-    def begin(cls, trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Work:
+    def begin(
+        cls,
+        trial: Trial,
+        rewrite: LossyPass,
+        before: Stage,
+        path: Path,
+        context: Context,
+        share: float = 1.0,
+        whole: Stage | None = None,
+    ) -> Work:
         """List the sites that may be changed: those that the pass offers with settings and the user does not exclude."""
         assert trial.evidence is not None, "a recipe with a lossy pass is not started without data"
         before = _named(before, path.with_name("before") / path.name, trial.external_data)
         offered = rewrite.sites(before.model, context)
         sites = [s for s in offered if s.settings and not any(fnmatch.fnmatchcase(s.name, g) for g in context.exclude)]
         declined = [Change(s.name, "left alone", s.why or "excluded", done=False) for s in offered if s not in sites]
-        return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered), share)
+        return cls(trial, trial.evidence, rewrite, before, path, context, sites, declined, len(offered), share, whole or before)
+
+    def nothing(self) -> Outcome:
+        """There is no site."""
+        reasons = sorted({change.why for change in self.declined})
+        why = f"nothing to change: 0 of {self.offered} sites can be treated"
+        return Outcome(True, f"{why} ({'; '.join(reasons[:3])})" if reasons else why, self.declined)
 
     def planned(self, wanted: Mapping[str, str]) -> Outcome:
         """Change the sites that are named, to the settings with these labels, whatever it costs."""
@@ -108,6 +151,8 @@ class Work:
         with progress.stage("grading sites"):
             grades = self.rewrite.grades(self.before.model, self.sites, self.context)
         remains = self.rewrite.remains()
+        if remains is not None:
+            remains = replace(remains, part=remains.part**self.context.part)
         saving = _SAVED_BY[remains.of] if remains else _SAVED_BY["latency" if self._timed else "bytes"]
         plans = allocate.frontier(self.sites, grades, saving)
         if remains is not None and saving == "macs" and self._timed and plans:
@@ -144,20 +189,17 @@ class Work:
         candidate, changes, problem = self._final(plans[chosen])
         if problem is not None:
             return Outcome(False, problem, self.declined)
-        if self._timed and remains is None and (speedup := self.evidence.speedup(self.before.path, self.path)) < _WORTH:
-            why = f"not faster than before: {speedup:.3f}x with {len(plans[chosen])} sites changed"
-            return Outcome(False, why, self.declined)
         return self._kept(plans[chosen], candidate, changes, [])
 
     def _part(self, plan: Plan, of: Literal["macs", "bytes", "latency"]) -> float:
-        """What remains of the model before with this plan."""
+        """What remains of the whole model with this plan."""
         candidate = self._draft(plan)
         if of == "latency":
-            return 1 / self.evidence.speedup(self.before.path, self.path)
+            return 1 / self.evidence.speedup(self.whole.path, self.path)
         if of == "bytes":
-            return model.file_bytes(self.path) / self.before.bytes
-        dims = cost.dims_as_fed(self.before.model, self.evidence.data)
-        macs = [cost.total_macs(one, dims) for one in (candidate, self.before.model)]
+            return model.file_bytes(self.path) / self.whole.bytes
+        dims = cost.dims_as_fed(self.whole.model, self.evidence.data)
+        macs = [cost.total_macs(one, dims) for one in (candidate, self.whole.model)]
         if macs[0] is None or not macs[1]:
             raise ModelError(
                 "the model's MACs are not known", hint="Fix its dynamic dimensions with --set shapes.fix.NAME=SIZE."
@@ -205,7 +247,8 @@ class Work:
         """The model with the plan, as it would be kept, and what is wrong with it."""
         candidate = model.clone(self.before.model)
         changes = self.rewrite.apply(candidate, plan, self.context)
-        problem = self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path, self.share)
+        share = self.share if self.rewrite.decided() else self.share * self.context.part
+        problem = self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path, share)
         return candidate, changes, problem
 
     def _over(self, chosen: frozenset[Site]) -> str | None:

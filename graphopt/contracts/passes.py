@@ -61,6 +61,8 @@ class Context:
     """Whether the result is only timed, or used to rank sites: what serves accuracy alone and takes long may be left out."""
     growth_bytes: int | None = None
     """By how many bytes this pass may still make the weights grow; None: a pass decides (1 MB or 5 %)."""
+    part: float = 1.0
+    """The part of the way to its goal that a pass of several rounds goes up to this one."""
     observed: Cache | None = None
     """What was observed so far; ``observe`` uses it."""
 
@@ -157,6 +159,10 @@ class LossyPass(BasePass):
     def decided(self) -> bool:
         """Whether the options say how much is to be saved: then no budget of accuracy is assumed where the user gives none."""
         return self.remains() is not None
+
+    def rounds(self) -> int:
+        """In how many steps a ``graded`` pass reaches its goal: after each, its sites are listed and graded again."""
+        return 1
 
     def figures(self, plan: Plan) -> Sequence[Figure]:
         """What of a plan for the model that was worked on last is worth a drawing in the report; nothing by default."""

@@ -25,7 +25,7 @@ from graphopt.reconstruct import refit
 
 from . import criteria, damage, readers, selection, shares
 from .blocks import Block, blocks, leave_out
-from .refit import behind
+from .refit import Past
 from .selection import Reader, Selection
 
 _STEPS = 16
@@ -34,6 +34,7 @@ _HARSHEST = 0.875
 _ALIGNED = 4
 """On the clock numbers of units are multiples of it: onnxruntime convolves others without its fast layout, slower than more."""
 _SAMPLES = 1000
+_MOST_ROUNDS = 20
 LEFT_OUT = Setting("left out", "left out")
 """The one setting of a block."""
 
@@ -46,6 +47,9 @@ class Goals(PassOptions):
     latency: float | None = Field(None, gt=0, lt=1, description="the part of the model's time that may remain")
     reconstruct: bool = Field(True, description="whether the weights that are left are fitted to the original's values")
     samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
+    rounds: int = Field(
+        1, ge=1, le=_MOST_ROUNDS, description="the goal is reached in so many steps; in between what is left is weighed again"
+    )
 
     @model_validator(mode="after")
     def _one_goal(self) -> Goals:
@@ -74,7 +78,12 @@ class _Known:
     times: dict[str, tuple[float, dict[Setting, float]]] = field(default_factory=dict)
     """By site: milliseconds of the layers that make or read it, and what of them each setting saves; where measured."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """By site: units, or 1 of a block."""
+    """By site: units, or 1 of a block; of declined ones too."""
+    declined: frozenset[str] = frozenset()
+
+    def offered(self) -> dict[str, int]:
+        """The sizes of sites that are not declined."""
+        return {name: size for name, size in self.sizes.items() if name not in self.declined}
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,8 @@ class Structured(LossyPass):
     def __init__(self, options: PassOptions | None = None) -> None:
         super().__init__(options)
         self._known: _Known | None = None
+        self._past: Past | None = None
+        self._made: Past | None = None
 
     # ---------------------------------------------------------------------------------------------- what a pass decides
 
@@ -139,8 +150,13 @@ class Structured(LossyPass):
         """Whether the options say how much goes."""
         return self.remains() is not None or self.ratio is not None
 
+    def rounds(self) -> int:
+        """As the options say."""
+        return self.options.rounds
+
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
         """Every group of units that go together, with the numbers that may go, and every block; declined ones with why."""
+        self._recall(model)
         parts = self._parts(axes_prepared(model), context)
         found = [self._site(name, group, context) for name, group in parts.groups.items()]
         for name, block in parts.blocks.items():
@@ -150,6 +166,7 @@ class Structured(LossyPass):
 
     def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
         """What each number of units, and each block, saves and costs, one by one."""
+        self._recall(model)
         parts = self._parts(axes_prepared(model), context)
         known = self._selected(parts, context)
         profile = context.profile(model) if context.profile is not None else ()
@@ -181,15 +198,16 @@ class Structured(LossyPass):
         if self._known is None:
             return ()
         sizes, times = self._known.sizes, self._known.times
+        whole = self._past.sizes if self._past else self._known.offered()
         settings = {site.name: setting for site, setting in plan.items()}
 
         def gone(name: str) -> int:
             value = settings[name].value if name in settings else 0
             return value if isinstance(value, int) else sizes[name]
 
-        parts = [100 * (1 - gone(name) / size) for name, size in sizes.items()]
+        parts = [100 * (sizes.get(name, 0) - gone(name)) / size for name, size in whole.items()]
         found = [
-            Figure("What is left of each group and block, in percent", "bars", _pair([100.0] * len(parts), parts), [*sizes])
+            Figure("What is left of each group and block, in percent", "bars", _pair([100.0] * len(parts), parts), [*whole])
         ]
         if times:
             before = [1000 * spent for spent, _ in times.values()]
@@ -202,6 +220,7 @@ class Structured(LossyPass):
 
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
         """Remove the planned numbers of units and the planned blocks, and fit what is left."""
+        past = self._recall(model)
         changes = axes.prepare(model)
         parts = self._parts(model, context)
         known = self._selected(parts, context)
@@ -212,20 +231,32 @@ class Structured(LossyPass):
             for site, setting in plan.items()
             if site.name in parts.groups and not going.issuperset(use.node for use in parts.groups[site.name].producers)
         }
-        original = models.clone(model)
+        past = past or Past.none(model, known.offered())
         kept = keeping(parts.channels, removal)
         changes += self._told(parts, removal, chosen)
         axes.remove(model, parts.channels, removal)
         order = {node: place for place, node in enumerate(model.graph)}
         stand_ins = leave_out(model, sorted(chosen, key=lambda block: order[block.join]))
-        if self.options.reconstruct and not context.draft:
+        if context.draft:
+            return changes
+        past = past.without(parts.channels, kept, stand_ins)
+        if self.options.reconstruct:
             assert context.data is not None, "the pass says that it needs data"
-            data = context.data.first(self.options.samples)
-            steps = behind(original, model, parts.channels, kept, stand_ins)
-            changes += refit(original, model, steps, context, data)
+            steps = past.steps(model, parts.channels, kept, stand_ins)
+            changes += refit(past.teacher, model, steps, context, context.data.first(self.options.samples))
+        self._made = past.of(model)
         return changes
 
     # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _recall(self, model: ir.Model) -> Past | None:
+        """The past of a model that an earlier round made; None: there was none."""
+        for past in (self._made, self._past):
+            if past is not None and past.is_of(model):
+                self._past = past
+                return past
+        self._past = None
+        return None
 
     def _parts(self, prepared: ir.Model, context: Context) -> _Parts:
         found = axes.analyse(prepared)
@@ -241,7 +272,7 @@ class Structured(LossyPass):
         if not group.prunable:
             return Site(name, made.op_type, (), why=group.why or "it has one unit only", nodes=nodes)
         most = len(group.choose(np.arange(group.size), group.size))
-        counts = [count for count in self._counts(group.size, context) if count <= most]
+        counts = [count for count in self._counts(name, group.size, context) if count <= most]
         settings = tuple(Setting(f"{group.size - count} of {group.size}", count) for count in counts)
         multiple = self.multiple(context)
         why = "" if settings else f"none of its {group.size} units can go where a multiple of {multiple} is to stay"
@@ -270,11 +301,12 @@ class Structured(LossyPass):
             changes.append(Change(block.name, what, saving(shares.left_out(block, parts.macs, {}))))
         return changes
 
-    def _counts(self, size: int, context: Context) -> list[int]:
+    def _counts(self, name: str, size: int, context: Context) -> list[int]:
         """How many units may go, from few to many."""
         multiple = self.multiple(context)
         if self.ratio is not None:
-            wanted = [self.ratio]
+            whole = self._past.sizes.get(name, size) if self._past else size
+            wanted = [1 - (whole - int((1 - (1 - self.ratio) ** context.part) * whole + 0.5)) / size]
         else:
             wanted = [step / _STEPS for step in range(1, _STEPS) if step / _STEPS <= _HARSHEST]
         left = {max(size - int(part * size + 0.5), self.least(), 1) for part in wanted}
@@ -299,7 +331,7 @@ class Structured(LossyPass):
                 for pack in readers.packs(parts.model, free, context, samples):
                     for name, readings in pack.items():
                         group = free[name]
-                        counts = self._counts(group.size, context) or [0]
+                        counts = self._counts(name, group.size, context) or [0]
                         asked = [reader for _, found in readings for reader in found]
                         known.selections[name] = self._select(group, asked, counts[-1], active.get(name))
                         gone = known.selections[name].order[: damage.middle(counts)]
@@ -307,7 +339,8 @@ class Structured(LossyPass):
                             reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
                         }
                         step(1)
-            known.sizes = {name: group.size for name, group in free.items()} | dict.fromkeys(parts.blocks, 1)
+            known.sizes = {name: group.size for name, group in groups.items()} | dict.fromkeys(parts.blocks, 1)
+            known.declined = frozenset(groups.keys() - free.keys())
             self._known = known
         return self._known
 

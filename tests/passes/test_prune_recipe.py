@@ -68,10 +68,35 @@ def test_a_budget_without_a_goal_removes_as_much_as_it_allows(tmp_path: Path) ->
     assert report.output.parameters < 0.5 * report.input.parameters
 
 
-@pytest.mark.parametrize("setting", ["ratio=1.5", "macs=0", "criterion=best", "rato=0.3"])
+@pytest.mark.parametrize("setting", ["ratio=1.5", "macs=0", "criterion=best", "rato=0.3", "rounds=0", "rounds=1000"])
 def test_wrong_options_are_a_users_error(setting: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         ran(tmp_path, setting)
+
+
+@pytest.mark.parametrize("goal", ["ratio=0.5", "macs=0.5", "none"])
+def test_several_rounds_reach_the_goal_of_one_step_by_step(goal: str, tmp_path: Path) -> None:
+    settings = [goal] if goal != "none" else []
+    report, out = ran(tmp_path, *settings, "rounds=3", max_drop=0.9)
+    assert report.passed
+    assert report.output is not None
+    assert report.output.macs
+    assert report.input.macs
+    assert report.output.macs / report.input.macs <= 0.5
+    said = [change.what for change in report.passes[-1].changes if change.site == "conv1" and "are left" in change.what]
+    assert [what[:8] for what in said] == ["round 1:", "round 2:", "round 3:"][: len(said)]
+    assert len(said) == 3 or goal == "none"  # one channel is left before the last round
+    [drawn] = report.passes[-1].figures
+    left = next(value.shape[0] for value in (onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer))
+    assert drawn.series["after"][0] == 100 * left / 16
+    if goal == "ratio=0.5":
+        assert said[-1].endswith("8 of 10 channels are left")
+
+
+def test_rounds_of_a_goal_that_cannot_be_reached_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "macs=0.001", "rounds=2", max_drop=1.0)
+    assert not report.passes[-1].kept
+    assert "at the harshest" in report.passes[-1].why
 
 
 def test_the_report_draws_what_is_left_of_each_group(tmp_path: Path) -> None:
