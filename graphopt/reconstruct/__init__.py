@@ -9,7 +9,21 @@ sequence    layer by layer in topological order, with the error made so far take
 from __future__ import annotations
 
 from .layers import Layer, layer, layers
-from .sequence import Step, affected, refit
+from .sequence import Put, Step, affected, best, refit
 from .squares import Moments, centred, choose, fit, solve
 
-__all__ = ["Layer", "Moments", "Step", "affected", "centred", "choose", "fit", "layer", "layers", "refit", "solve"]
+__all__ = [
+    "Layer",
+    "Moments",
+    "Put",
+    "Step",
+    "affected",
+    "best",
+    "centred",
+    "choose",
+    "fit",
+    "layer",
+    "layers",
+    "refit",
+    "solve",
+]

@@ -53,6 +53,11 @@ class Layer:
         """Elements of the matrix for each index of the weight's axis."""
         return math.prod(self.patches.kernel) if self.patches else 1
 
+    @property
+    def free(self) -> bool:
+        """Whether the layer can be given a bias."""
+        return self.bias is not None or self.biasable
+
     def matrix(self) -> Array:
         """The weights as [group, k, out / group], float64."""
         array = _tensor(self.weight).numpy().astype(np.float64)

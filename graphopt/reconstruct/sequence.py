@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,13 @@ def affected(
     return found
 
 
-def refit(original: ir.Model, changed: ir.Model, steps: Sequence[Step], context: Context, data: Dataset) -> list[Change]:
+Put = Callable[[Step, Sequence[Moments], Sequence[Moments]], "Change | None"]
+"""Changes a layer, given moments of each of its groups, of rows to fit and of others; says what it did, if anything."""
+
+
+def refit(
+    original: ir.Model, changed: ir.Model, steps: Sequence[Step], context: Context, data: Dataset, put: Put | None = None
+) -> list[Change]:
     """Fit layers of ``changed`` one after the other, in place.
 
     Args:
@@ -105,6 +111,7 @@ def refit(original: ir.Model, changed: ir.Model, steps: Sequence[Step], context:
         steps: Its layers in its order.
         context: Opens sessions.
         data: What both are run on.
+        put: Changes each layer; None: to its best weights.
 
     Raises:
         ModelError: The runtime cannot run one of them.
@@ -132,8 +139,8 @@ def refit(original: ir.Model, changed: ir.Model, steps: Sequence[Step], context:
                 after.advance(position)
                 late = 0
             moments = _moments(one, before, after, data.size, random)
-            if moments and _put(one.layer, *moments):
-                changes.append(Change(site(one.layer.node), "weights are fitted", "to give what the original gives there"))
+            if moments and (change := (put or best)(one, *moments)):
+                changes.append(change)
             step(1)
     return changes
 
@@ -177,11 +184,11 @@ def _moments(
     return found[0], found[1]
 
 
-def _put(found: Layer, fitted: list[Moments], held_out: list[Moments]) -> bool:
-    """Fit the layer; whether that changes it."""
-    matrix, offset = found.matrix(), found.offset()
-    fixed = found.bias is None and not found.biasable
-    better = choose(fitted, held_out, matrix, offset.reshape(len(matrix), -1), fixed=fixed)
-    if better is not None:
-        found.put(np.stack([weights for weights, _ in better]), None if fixed else np.concatenate([bias for _, bias in better]))
-    return better is not None
+def best(step: Step, fitted: Sequence[Moments], held_out: Sequence[Moments]) -> Change | None:
+    """Fit a layer to its target (a ``Put``)."""
+    found, matrix, offset = step.layer, step.layer.matrix(), step.layer.offset()
+    better = choose(fitted, held_out, matrix, offset.reshape(len(matrix), -1), fixed=not found.free)
+    if better is None:
+        return None
+    found.put(np.stack([weights for weights, _ in better]), np.concatenate([b for _, b in better]) if found.free else None)
+    return Change(site(found.node), "weights are fitted", "to give what the original gives there")

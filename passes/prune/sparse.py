@@ -8,6 +8,9 @@ for them,
 
 and a weight's score is w_ij^2 / U_ii^2, the error that it leaves behind. Others that choose (``Criterion``): |w|; and Wanda,
 |w| times the root mean square of what it multiplies, compared within an output (Sun et al. 2024). The rest is fitted alike.
+
+So rows only make up for those before them. Where the zeros are known, the best weights solve (H w)_s = (H w0)_s for the
+places s that are left of each output, which ``settled`` does for all outputs at once.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _BLOCK = 128
 _RIDGE = 0.01
 """What is added to the second moments, as a part of the mean of their diagonal."""
 _NO_ENERGY = 1e-30
+_SEARCHES = 50
+"""Steps of the conjugate gradient."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,28 @@ def sparse(matrix: Array, moments: Array, gone: float | Pattern | Array, criteri
             here[row:] -= np.outer(left[row, row:], errors[row])
             here[row, goes[row]] = 0
         weights[block.stop :] -= upper[block, block.stop :].T @ errors
+    return weights
+
+
+def settled(matrix: Array, moments: Array, zeros: Array) -> Array:
+    """The best weights [k, out] with the zeros of ``zeros`` [k, out], which are where the search starts: nearest to ``matrix``.
+
+    Conjugate gradient in the weights that are left, of all outputs at once, scaled by the diagonal.
+    """
+    ridge = _RIDGE * max(float(np.trace(moments)) / max(len(moments), 1), _NO_ENERGY)
+    moments = moments + ridge * np.eye(len(moments))
+    scale, stays = 1 / np.diag(moments)[:, None], zeros != 0
+    weights = zeros.copy()
+    left = stays * (moments @ (matrix - weights))
+    step = scale * left
+    energy = (left * step).sum(axis=0)
+    for _ in range(_SEARCHES):
+        along = stays * (moments @ step)
+        length = energy / np.maximum((step * along).sum(axis=0), _NO_ENERGY)
+        weights += length * step
+        left -= length * along
+        before, energy = energy, (left * scale * left).sum(axis=0)
+        step = scale * left + energy / np.maximum(before, _NO_ENERGY) * step
     return weights
 
 

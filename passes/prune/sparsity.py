@@ -1,5 +1,8 @@
 """``prune.sparsity``: single weights become zero, anywhere or N of M in a row, and the others make up for them (``sparse``).
 
+Layers are changed in topological order, each fitted to what the original gave there from what it reads by now (see
+``graphopt.reconstruct``): it also makes up for the zeros of those before it.
+
 Shapes stay, and so do the MACs: what it saves is bytes, where the zeros are not stored (``store=sparse``, which takes 12 bytes
 a weight that is left instead of 4), or where the file is compressed; and time on devices that skip zeros (2:4).
 """
@@ -18,9 +21,9 @@ from graphopt.contracts import Array, Change, Context, LossyPass, Need, PassOpti
 from graphopt.graphs import constant, site
 from graphopt.model import SPARSE
 from graphopt.observe import Gram, observable
-from graphopt.reconstruct import Layer, layers
+from graphopt.reconstruct import Layer, Moments, Step, affected, best, centred, layers, refit
 
-from .sparse import Criterion, Pattern, scores, sparse
+from .sparse import Criterion, Pattern, scores, settled, sparse
 
 _AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What is tried where nothing is stated."""
@@ -113,10 +116,14 @@ class PruneSparsity(LossyPass):
         settings = {name: self._gone(planned[name]) for name in found}
         if self.options.scope == "global" and not self.options.pattern:
             settings = self._shared(model, found, settings, context)
+        if self.options.reconstruct:
+            return self._in_order(model, found, settings, context)
         changes = []
         with context.progress.stage("making weights zero", len(found)) as step:
-            for name, moments, mean in self._moments(model, found, context):
-                changes.append(self._made(found[name], name, settings[name], moments, mean))
+            for name, moments, _ in self._moments(model, found, context):
+                matrix = _ordered(found[name])
+                after = sparse(matrix, moments, settings[name], self.options.criterion, fit=False)
+                changes.append(self._put(found[name], matrix, after, None, moments))
                 step(1)
         return changes
 
@@ -191,17 +198,37 @@ class PruneSparsity(LossyPass):
                 order = _order(found[name])
                 products, mean = one.products[0] / one.count, one.sums[0] / one.count
                 moments = products[np.ix_(order, order)]
-                if found[name].bias is not None or found[name].biasable:  # the bias takes the mean
+                if found[name].free:  # the bias takes the mean
                     moments = moments - np.outer(mean[order], mean[order])
                 yield name, moments, mean[order]
 
-    def _made(self, layer: Layer, name: str, gone: float | Pattern, moments: Array, mean: Array) -> Change:
-        before = _ordered(layer)
-        after = sparse(before, moments, gone, self.options.criterion, fit=self.options.reconstruct)
+    def _in_order(
+        self, model: ir.Model, found: Mapping[str, Layer], settings: Mapping[str, float | Pattern], context: Context
+    ) -> list[Change]:
+        """Layer by layer: the best weights for what it reads by now, and of these so many zero."""
+        assert context.data is not None, "the pass says that it needs data"
+        original = models.clone(model)
+
+        def put(step: Step, fitted: Sequence[Moments], held_out: Sequence[Moments]) -> Change | None:
+            layer, name = step.layer, site(step.layer.node)
+            change = best(step, fitted, held_out)
+            if name not in settings:
+                return change
+            every, order = fitted[0] + held_out[0], _order(layer)
+            before, mean = _ordered(layer), every.inputs[order] / every.count
+            products = centred(every.products, every.inputs, every.count) if layer.free else every.products
+            moments = products[np.ix_(order, order)] / every.count
+            after = sparse(before, moments, settings[name], self.options.criterion)
+            after = settled(before, moments, after)
+            return self._put(layer, before, after, layer.offset() + mean @ (before - after) if layer.free else None, moments)
+
+        steps = affected(original, model, {layer.node for layer in found.values()})
+        return refit(original, model, steps, context, context.data.first(self.options.samples), put)
+
+    def _put(self, layer: Layer, before: Array, after: Array, offset: Array | None, moments: Array) -> Change:
         matrix = np.empty_like(after)
         matrix[_order(layer)] = after
-        free = self.options.reconstruct and (layer.bias is not None or layer.biasable)
-        layer.put(matrix[np.newaxis], layer.offset() + mean @ (before - after) if free else None)
+        layer.put(matrix[np.newaxis], offset)
         if self.options.store == "sparse":
             tensor = constant(layer.weight)
             assert tensor is not None
@@ -210,8 +237,8 @@ class PruneSparsity(LossyPass):
         noise = float(np.einsum("ko,kl,lo->", change, moments, change, optimize=True))
         signal = max(float(np.einsum("ko,kl,lo->", before, moments, before, optimize=True)), 1e-30)
         zeros = f"{np.mean(after == 0):.0%} of {after.size} weights are zero"
-        what = zeros if isinstance(gone, float) else f"{zeros}, {self.options.pattern}"
-        return Change(name, what, f"noise to signal of what it gives: {noise / signal:.1e}")
+        what = f"{zeros}, {self.options.pattern}" if self.options.pattern else zeros
+        return Change(site(layer.node), what, f"noise to signal of what it gives: {noise / signal:.1e}")
 
 
 _MOST = 0.98
