@@ -78,3 +78,16 @@ def test_the_error_is_that_of_the_rows() -> None:
     x, t, weights, bias = (rng.standard_normal(shape) for shape in ((9, 3), (9, 2), (3, 2), (2,)))
     expected = ((t - x @ weights - bias) ** 2).sum() - (t**2).sum()
     np.testing.assert_allclose(moments(x, t).error(weights, bias), expected)
+
+
+def test_rows_of_small_floats_are_summed_in_wider_ones() -> None:
+    x, t = np.full((4096, 2), 100.0, np.float16), np.full((4096, 1), 100.0, np.float16)
+    assert moments(x, t, 4096).products[0, 0] == 4096 * 1e4
+
+
+def test_values_that_are_not_finite_leave_the_layer_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((60, 3)), rng.standard_normal((60, 2))
+    x[7, 1] = np.inf
+    with np.errstate(invalid="ignore"):
+        assert choose([moments(x[:50], t[:50])], [moments(x[50:], t[50:])], np.ones((1, 3, 2)), np.zeros((1, 2))) is None

@@ -38,6 +38,8 @@ _BATCH_BYTES = 48 << 20
 """Of the largest value in a run, where one sample is not more already."""
 _HELD_OUT = 5
 """One of so many rows judges what is fitted to the others."""
+_MOST_BYTES = 1 << 29
+"""Moments of a layer; larger ones, as of output layers with many classes, are left as they are."""
 _LATE = 8
 """Layers after which values are kept on disk even where many cross the position."""
 
@@ -155,10 +157,12 @@ def _batch(model: ir.Model) -> int:
 def _moments(
     one: Step, before: Replay, after: Replay, samples: int, random: np.random.Generator
 ) -> tuple[list[Moments], list[Moments]] | None:
-    """Second moments of each group of the layer, of rows to fit and of others; None where the shapes do not fit."""
+    """Second moments of each group of the layer, of rows to fit and of others; None where shapes differ or it is too large."""
     reads, asked = one.layer.reads.name or "", one.layer.patches
     matrix = one.layer.matrix()
     groups, k, out = matrix.shape
+    if 16 * groups * k * (k + out) > _MOST_BYTES:
+        return None
     found = tuple([Moments.empty(k, out) for _ in range(groups)] for _ in range(2))
     wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
     names, goals = [reads, *([one.minus] if one.minus else [])], [one.target.name or "", *one.plus]

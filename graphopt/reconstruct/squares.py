@@ -48,6 +48,7 @@ class Moments:
 
     def add(self, x: Array, t: Array) -> None:
         """Take rows ``x`` [n, k] and what they ought to give, ``t`` [n, out]."""
+        x, t = (rows.astype(np.result_type(rows, np.float32), copy=False) for rows in (x, t))
         self.products += x.T @ x
         self.cross += x.T @ t
         self.inputs += x.sum(axis=0, dtype=np.float64)
@@ -76,9 +77,12 @@ def centred(products: Array, sums: Array, count: int) -> Array:
 
 
 def solve(matrix: Array, right: Array, ridge: float = RIDGE) -> Array:
-    """``(matrix + l)^-1 right`` for a positive semidefinite ``matrix`` [k, k] and ``right`` [k, out], float64."""
+    """``(matrix + l)^-1 right`` for a positive semidefinite ``matrix`` [k, k] and ``right`` [k, out], float64.
+
+    Zeros where one of them is not finite.
+    """
     diagonal = float(np.trace(matrix)) / max(len(matrix), 1)
-    if diagonal <= 0:
+    if diagonal <= 0 or not (np.isfinite(matrix).all() and np.isfinite(right).all()):
         return np.zeros_like(right)
     scale = ridge * diagonal
     while True:
@@ -137,6 +141,6 @@ def choose(
 
     errors = {ridge: judged(made(fitted, ridge)) for ridge in (RIDGES if start.shape[1] <= _LARGE else RIDGES[2:3])}
     best = min(errors, key=lambda ridge: errors[ridge])
-    if errors[best] >= judged(zip(start, bias, strict=True)):
+    if not errors[best] < judged(zip(start, bias, strict=True)):  # nor where values are not finite
         return None
     return made([one + other for one, other in zip(fitted, held_out, strict=True)], best)

@@ -2,6 +2,7 @@
 
 layers      which constants are weights of linear maps, and which pairs are factors already
 vbmf        how many components of a weight are more than noise
+moments     of what the layers read, on data
 decompose   the best two factors for the inputs that a layer has
 forms       how a weight can be split, what each form costs, its factors
 write       the factors as operators

@@ -1,7 +1,8 @@
 """``factorize``: linear layers become products of smaller ones, at the ranks that cost least accuracy for what they save.
 
     list the layers and their forms (``layers``, ``forms``)  ->  second moments of their inputs on data  ->  the best factors
-    for every rank from one decomposition a form  ->  the core chooses ranks  ->  write (``write``)
+    for every rank from one decomposition a form  ->  the core chooses ranks  ->  write (``write``)  ->  the second factors, and
+    the layers behind them, are fitted one after the other to what the original gave (``graphopt.reconstruct``)
 
 What a rank costs is the part of the layer's output energy that it loses, times what such a loss does to the model's outputs:
 measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds:
@@ -12,7 +13,7 @@ the line through both: two small operators have a price that no rank takes away)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from graphopt import cost, observe, sensitivity
+from graphopt import cost, sensitivity
 from graphopt import model as models
 from graphopt.contracts import (
     Array,
@@ -36,25 +37,23 @@ from graphopt.contracts import (
     Setting,
     Site,
 )
+from graphopt.dataset import Dataset
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
 from graphopt.model.weights import weight_bytes
+from graphopt.reconstruct import affected, refit
 
 from . import switch, vbmf
 from .clock import milliseconds
 from .forms import Factored, Option, Sizes, factorize, options
 from .layers import Layer, layers
-from .write import Names, bias_of, write
+from .moments import Moments, moments, packs
+from .write import Names, write
 
-_SAMPLES = 512
+_SAMPLES = 1000
 _GRADED_ON = 32
 """Samples on which the damage of each layer is measured at most."""
 _GRADED_BYTES = 2 << 30
 """Bytes of weights that are run through for one layer, sample by sample: fewer samples for large models."""
-_ROWS_PER_WEIGHT = 20
-"""Rows for each element of a row, at least; more than these are drawn from."""
-_LEAST_ROWS = 16384
-_PACK_BYTES = 256 << 20
-"""Second moments that are held at a time."""
 
 
 class FactorizeOptions(PassOptions):
@@ -73,6 +72,10 @@ class FactorizeOptions(PassOptions):
         description="factors that are best for the layer's inputs on the data, or for any; auto: on data if they are given",
     )
     samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
+    refit: bool = Field(
+        True,
+        description="whether the second factors, and the layers behind them, are fitted to the original's values on the data",
+    )
     multiple: int | None = Field(
         None, ge=1, description="ranks are multiples of it; by default of 8, the vector width, and of less in narrow layers"
     )
@@ -83,14 +86,6 @@ class FactorizeOptions(PassOptions):
         if len(goals) > 1:
             raise ValueError(f"{' and '.join(goals)} exclude one another")
         return self
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Of a layer's inputs: second moments [group, k, k] (covariances where the bias can be changed) and means [group, k]."""
-
-    grams: Array | None = None
-    means: Array | None = None
 
 
 @dataclass
@@ -169,8 +164,14 @@ class Factorize(LossyPass):
         planned = {site.name for site in plan}
         slower = [(name, why) for name, why in known.declined.items() if name not in planned]
         changes = [Change(name, "left alone", why, done=False) for name, why in slower]
+        original = models.clone(model)
+        written = {use.node.outputs[0].name for site in plan for use in by_name[site.name].uses}
         for site, setting in plan.items():
             changes.append(self._write(by_name[site.name], _option(setting), known, names)[0])
+        data = self._data(context)
+        if self.options.refit and not context.draft and data is not None:
+            steps = affected(original, model, {node for node in model.graph if node.outputs[0].name in written})
+            changes += refit(original, model, steps, context, data)
         return changes
 
     def figures(self, plan: Plan) -> Sequence[Figure]:
@@ -234,10 +235,11 @@ class Factorize(LossyPass):
         if not missing:
             return known
         with context.progress.stage("decomposing", len(missing)) as step:
-            for pack in _packs([by_name[site.name] for site in missing]):
-                moments = self._moments(model, pack, context)
+            data = self._data(context)
+            for pack in packs([by_name[site.name] for site in missing]):
+                seen = moments(model, pack, data, context) if data is not None else {}
                 for layer in pack:
-                    found = moments.get(layer.name, _Moments())
+                    found = seen.get(layer.name, Moments())
                     offered = options(layer, self._rank(layer), self.options.multiple)
                     known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered)
                     if found.means is not None:
@@ -245,39 +247,12 @@ class Factorize(LossyPass):
                     step(1)
         return known
 
-    def _moments(self, model: ir.Model, pack: Sequence[Layer], context: Context) -> dict[str, _Moments]:
-        """What is known of the inputs of each layer; nothing where they cannot be observed, or are not to be."""
+    def _data(self, context: Context) -> Dataset | None:
+        """What the factors are to be best for; None: no input in particular."""
         data = context.data
         if data is None or self.options.method == "svd" or (self.options.method == "auto" and data.generated):
-            return {}
-        samples = min(self.options.samples, data.size)
-        can = observe.observable(model)
-        wanted: dict[str, dict[observe.Gram, list[observe.Grams]]] = {}
-        asked: dict[str, list[tuple[str, observe.Gram]]] = {}
-        for layer in pack:
-            rows = -(-max(_LEAST_ROWS, _ROWS_PER_WEIGHT * Sizes.of(layer).width) // samples)
-            for use in layer.uses:
-                name = use.reads.name or ""
-                turned = use.node.op_type == "Gemm" and bool(use.node.attributes.get_int("transA", 0))
-                if use.node.op_type != "Gather" and name in can and not turned:
-                    gram = observe.Gram(layer.patches(), rows)
-                    wanted.setdefault(name, {})[gram] = []
-                    asked.setdefault(layer.name, []).append((name, gram))
-        if not wanted:
-            return {}
-        found = observe.collect(
-            model,
-            {name: [*grams] for name, grams in wanted.items()},
-            data=data,
-            open_session=context.open_session,
-            progress=context.progress,
-            samples=samples,
-        )
-        results = {
-            (name, gram): result for name, grams in wanted.items() for gram, result in zip(grams, found[name], strict=True)
-        }
-        by_name = {layer.name: layer for layer in pack}
-        return {name: _centred(by_name[name], [results[key] for key in keys]) for name, keys in asked.items()}
+            return None
+        return data.first(min(self.options.samples, data.size))
 
     def _write(self, layer: Layer, option: Option, known: _Known, names: Names) -> tuple[Change, list[str]]:
         factored = known.factored[layer.name]
@@ -380,28 +355,3 @@ def _line(middle: tuple[int, float], smallest: tuple[int, float], cost: int) -> 
     if more == less:
         return slow * cost / more
     return slow + max((slow - fast) / (more - less), 0.0) * (cost - more)
-
-
-def _centred(layer: Layer, found: Sequence[observe.Grams]) -> _Moments:
-    """Moments of all uses together; of one whose bias can be changed about the mean, which the bias makes up for."""
-    if len(found) == 1 and len(layer.uses) == 1 and bias_of(layer, layer.uses[0]) is not None:
-        (one,) = found
-        means = one.sums / max(one.count, 1)
-        outer = means[:, :, np.newaxis] * means[:, np.newaxis, :]
-        return _Moments(one.products - one.count * outer, means)
-    return _Moments(np.sum([one.products for one in found], axis=0))
-
-
-def _packs(some: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers whose second moments fit in memory together."""
-    pack: list[Layer] = []
-    held = 0
-    for layer in some:
-        size = 8 * layer.group * Sizes.of(layer).width ** 2
-        if pack and held + size > _PACK_BYTES:
-            yield pack
-            pack, held = [], 0
-        pack.append(layer)
-        held += size
-    if pack:
-        yield pack
