@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import answers, baseline, energy, environment, fresh, model, placement, targets, timing
 from .baseline import Entry, Regression
-from .contracts import Feed, Progress, Session, SessionOptions, TensorSpec
+from .contracts import Feed, Partition, Progress, Session, SessionOptions, TensorSpec
 from .dataset import Dataset, open_dataset
 from .dataset.generate import generate
 from .errors import BudgetError, DataError, GraphoptError, MissingError, ModelError
@@ -215,9 +215,7 @@ def _judged(case: _Case, data: Dataset, options: Options) -> dict[str, object]:
         MissingError: It is not, and ``strict_provider`` was asked for.
         ModelError, DataError: The target cannot run the model.
     """
-    partition = placement.of(case.path, case.target)
-    if options.strict_provider:
-        placement.require_all(partition, case.target, case.path.name)
+    partition = _placed(case.path, case.target, options)
     own = answers.check_file(case.path, case.target, data)
     left = placement.left_behind(partition, case.target)
     wrong = answers.wrong(case.path.name, case.target, own) if own is not None and own.problems else None
@@ -227,6 +225,18 @@ def _judged(case: _Case, data: Dataset, options: Options) -> dict[str, object]:
         "warnings": tuple(each for each in (left and f"{case.path.name} on {case.target.name}: {left}.", wrong) if each),
         "exit_code": 0 if wrong is None else BudgetError.exit_code,
     }
+
+
+def _placed(path: Path, target: Target, options: Options) -> Partition | None:
+    """Which provider takes which nodes.
+
+    Raises:
+        MissingError: Some are left to others, and ``strict_provider`` was asked for.
+    """
+    partition = placement.of(path, target)
+    if options.strict_provider:
+        placement.require_all(partition, target, path.name)
+    return partition
 
 
 def _joules(open_session: Callable[[], Session], feed: Feed, meter: energy.Counters, found: timing.Latency) -> float:
@@ -247,13 +257,15 @@ def gate(
 
     Raises:
         UsageError: The baseline cannot be read or holds nothing comparable.
-        ModelError, DataError, MissingError: A model cannot be read or run.
+        ModelError, DataError: A model cannot be read or run.
+        MissingError: A target is not here, or leaves nodes to others and ``strict_provider`` was asked for.
     """
     stored = baseline.load(against)
     results = []
     for target in wanted:
         for path, key in zip(models, keys(models), strict=True):
             with progress.stage(f"{path.name} on {target.name} against its baseline"):
+                _placed(path, target, options)
                 results.append(
                     baseline.judge(
                         stored,

@@ -36,10 +36,12 @@ class ComparedFiles(BaseModel):
     outputs: dict[str, OutputDivergence]
     metric: MetricRow | None
     notes: list[str]
+    wrong: str | None = None
+    """What the target computes wrongly; None when its answers are right, or the reference."""
 
     def beyond(self, *, max_drop: float | None, max_rel: float | None) -> list[str]:
-        """What is outside the given bounds, in words; empty when nothing is."""
-        found = list(self.mismatches)
+        """What is outside the given bounds, or wrong whatever they are, in words; empty when nothing is."""
+        found = [*self.mismatches, *([self.wrong] if self.wrong is not None else [])]
         if max_rel is not None:
             far = {name: row.max_rel for name, row in self.outputs.items() if not row.max_rel <= max_rel}
             found += [f"output {name} differs by {rel:.3g} of its peak, more than {max_rel:g}" for name, rel in far.items()]
@@ -99,8 +101,6 @@ def compare_files(
     own = answers.check_file(first, where, samples)
     if own is not None:
         notes.append(f"{first.name} ran on {judge.name}, {second.name} on {where.name}.")
-    if own is not None and own.problems:
-        notes.append(answers.wrong(first.name, where, own))
     notes += samples.notes
     if samples.generated:
         notes.append("Inputs were generated: they show agreement, not accuracy.")
@@ -115,4 +115,5 @@ def compare_files(
         outputs={name: divergence_row(row) for name, row in found.outputs.items()},
         metric=metric_row(found.metric),
         notes=notes,
+        wrong=answers.wrong(first.name, where, own) if own is not None and own.problems else None,
     )

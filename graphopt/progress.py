@@ -1,7 +1,13 @@
-"""Progress bars on stderr: what is being done and how long is left; nothing at all when stderr is not a terminal."""
+"""Progress bars on stderr: what is being done and how long is left; nothing at all when stderr is not a terminal.
+
+They are also where a command looks whether it was interrupted: Python raises KeyboardInterrupt wherever it happens to be, and
+drops it when that is a destructor or a callback of a library.
+"""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -18,7 +24,12 @@ from rich.progress import (
 
 
 class Bars:
-    """A ``contracts.Progress`` for people. Stages may nest: each gets a line of its own while it is open."""
+    """A ``contracts.Progress`` for people. Stages may nest: each gets a line of its own while it is open.
+
+    While they are shown, Ctrl-C ends the command at the latest where a stage begins, advances or ends.
+    """
+
+    _interrupted = False
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -36,11 +47,26 @@ class Bars:
         )
 
     def __enter__(self) -> Bars:
+        main = threading.current_thread() is threading.main_thread()  # where Python handles signals
+        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._interrupt)
         self._bars.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bars.stop()
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        del number, frame
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _go_on(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def stage(self, what: str, total: float | None = None) -> AbstractContextManager[Callable[[float], None]]:
         """Show a stage until it is left."""
@@ -48,8 +74,15 @@ class Bars:
 
     @contextmanager
     def _stage(self, what: str, total: float | None) -> Iterator[Callable[[float], None]]:
+        self._go_on()
         task = self._bars.add_task(what, total=total)
+
+        def advance(steps: float) -> None:
+            self._go_on()
+            self._bars.advance(task, steps)
+
         try:
-            yield lambda steps: self._bars.advance(task, steps)
+            yield advance
         finally:
             self._bars.remove_task(task)
+        self._go_on()

@@ -118,10 +118,11 @@ def test_a_target_that_is_wrong_in_the_same_way_before_and_after_passes_for_noth
 
 def test_compare_flags_a_target_that_computes_the_first_model_wrongly(bent: dict[str, str], tmp_path: Path) -> None:
     source = write(small_cnn(), tmp_path / "m.onnx")
-    where = ("--target", target(tmp_path, "wrong"), "--max-rel", "0.01", "--json")
-    done = graphopt(bent, "compare", source, source, *where)
+    done = graphopt(bent, "compare", source, source, "--target", target(tmp_path, "wrong"), "--json")
     assert done.returncode == 5
-    assert any("computes m.onnx wrongly" in note for note in json.loads(done.stdout)["notes"])
+    [problem] = json.loads(done.stdout)["problems"]
+    assert "The target bent computes m.onnx wrongly, by cpu" in problem
+    assert graphopt(bent, "compare", source, source, "--target", target(tmp_path, "right")).returncode == 0
 
 
 def test_bench_flags_times_of_wrong_answers_and_nodes_on_other_providers(bent: dict[str, str], tmp_path: Path) -> None:
@@ -136,6 +137,18 @@ def test_bench_flags_times_of_wrong_answers_and_nodes_on_other_providers(bent: d
     assert graphopt(bent, *how, target(tmp_path, "leaves one"), "--strict-provider").returncode == 6
     right = graphopt(bent, *how, target(tmp_path, "right"))
     assert (right.returncode, json.loads(right.stdout)[0]["agrees"]) == (0, True)
+
+
+def test_a_baseline_is_not_compared_with_nodes_on_other_providers_when_that_is_refused(
+    bent: dict[str, str], tmp_path: Path
+) -> None:
+    source, stored = write(small_cnn(), tmp_path / "m.onnx"), tmp_path / "baseline.json"
+    how = ("bench", source, "--target", target(tmp_path, "leaves one"), "--time-limit", "0.2", "--cold-start", "off")
+    assert graphopt(bent, *how, "--save-baseline", stored).returncode == 0
+    refused = graphopt(bent, *how, "--baseline", stored, "--strict-provider")
+    assert refused.returncode == 6
+    assert "conv2 (Conv, on CPUExecutionProvider)" in refused.stderr
+    assert graphopt(bent, *how, "--baseline", stored, "--max-regression", "900%").returncode == 0
 
 
 def test_nodes_that_run_elsewhere_are_told_and_an_error_when_asked(bent: dict[str, str], tmp_path: Path) -> None:

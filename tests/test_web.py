@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from graphopt import targets
-from graphopt.errors import MissingError, ModelError
+from graphopt.errors import MissingError, ModelError, UsageError
 from graphopt.runtimes.web import WebRuntime, browser, engine, npm, tensors
 from graphopt.runtimes.web.server import ISOLATION, Server
 
@@ -180,6 +180,14 @@ def test_a_browser_that_ends_at_once_is_an_error_with_what_it_said(nowhere: Path
     assert not found.ok
     assert found.why == "the browser does not start: cannot open display"
     assert not [*nowhere.glob("graphopt-browser-*")], "its folder is gone"
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf"])
+def test_a_time_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert browser.patience() == 600
+    monkeypatch.setenv(browser.SECONDS, text)
+    with pytest.raises(UsageError, match=f"GRAPHOPT_PAGE_SECONDS is '{text}'"):
+        browser.patience()
 
 
 @pytest.mark.parametrize("place", ["here", "above", "own"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,32 @@ def test_a_browser_that_died_is_replaced(cnn: Path, image: np.ndarray) -> None:
     found.close()
     with opened(cnn) as session:
         assert session.run({"x": image})["y"].shape == (2, 10)
+
+
+def test_a_page_that_hangs_is_ended_with_an_error_that_says_how_long_it_had(
+    cnn: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cnn) as session:
+        monkeypatch.setenv(browser.SECONDS, "2")
+        page, begun = engine.engine("wasm", 1).page, time.monotonic()
+        with pytest.raises(browser.PageError, match="did not answer within 2 s, and was ended"):
+            page.evaluate("(() => { for (;;); })()")
+        with pytest.raises(ModelError, match="the browser has ended"):
+            session.run({"x": image})
+    assert time.monotonic() - begun < 10
+    with opened(cnn) as session:
+        assert session.run({"x": image})["y"].shape == (2, 10)
+
+
+def test_an_interrupt_ends_the_browser_before_the_page_has_answered() -> None:
+    found = browser.Browser()
+    page = found.open("about:blank")
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        page.evaluate("(() => { for (;;); })()")
+    assert time.monotonic() - begun < 10
+    assert not Path(found._folder).exists()
 
 
 def test_nothing_is_left_of_a_killed_process(tmp_path: Path) -> None:

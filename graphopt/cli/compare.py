@@ -43,6 +43,9 @@ def command(
 ) -> int:
     """Run A and B on the same samples: how far their outputs are apart, output by output, and the metric of each.
 
+    On another target than cpu, B runs there and A on onnxruntime's CPU provider. If the target computes A wrongly, beyond what
+    its precision explains, the command ends in exit code 5 whatever B does.
+
     \b
     graphopt compare model.onnx model.opt.onnx --data test.npz
     graphopt compare float.onnx int8.onnx --data photos/ --max-drop 0.01

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from graphopt.errors import MissingError
+from graphopt.errors import MissingError, UsageError
 
 NAME = "GRAPHOPT_BROWSER"
 """The environment variable that names the browser to use."""
@@ -60,8 +60,12 @@ _FLAGS = (
 )
 _LONGEST = 60
 """Characters of the folder's path: the browser makes a socket below it, whose path may have 107 in all."""
+SECONDS = "GRAPHOPT_PAGE_SECONDS"
+"""The environment variable that says how long a page may take for one answer."""
+_PAGE_SECONDS = 600.0
 _START_SECONDS = 60.0
-_END_SECONDS = 10.0
+_END_SECONDS = 5.0
+_GLANCE_SECONDS = 0.5  # between two of which Python sees an interrupt that another thread was told of
 _CONSOLE_LINES = 100_000
 
 
@@ -79,6 +83,22 @@ def find() -> str | None:
         return shutil.which(chosen)
     found = (shutil.which(command) for command in (*_COMMANDS, *_APPLICATIONS))
     return next((path for path in found if path is not None), None)
+
+
+def patience() -> float:
+    """How many seconds a page may take to load a model, or to run it.
+
+    Raises:
+        UsageError: GRAPHOPT_PAGE_SECONDS is no positive number.
+    """
+    text = os.environ.get(SECONDS, "")
+    try:
+        seconds = float(text or _PAGE_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{SECONDS} is {text!r}, which is no number of seconds", hint=f"Say {SECONDS}=600, or leave it away.")
+    return seconds
 
 
 class Browser:
@@ -123,7 +143,9 @@ class Browser:
         assert self._process.stdin is not None
         return self._process.poll() is None and not self._process.stdin.closed
 
-    def ask(self, method: str, session: str | None = None, seconds: float | None = None, **parameters: Any) -> dict[str, Any]:
+    def ask(
+        self, method: str, session: str | None = None, seconds: float = _START_SECONDS, **parameters: Any
+    ) -> dict[str, Any]:
         """Call a DevTools method and wait for its answer.
 
         Raises:
@@ -138,9 +160,9 @@ class Browser:
                 self._process.stdin.flush()
             except (OSError, ValueError):
                 raise PageError("the browser has ended", fatal=True) from None
-            until = None if seconds is None else time.monotonic() + seconds
+            until = time.monotonic() + seconds
             while True:
-                answer = self._receive(until)
+                answer = self._await(until)
                 if answer.get("id") == number:
                     if "error" in answer:
                         raise PageError(answer["error"]["message"], fatal=True)
@@ -159,7 +181,7 @@ class Browser:
                 self.ask(f"{domain}.enable", page.session)
             self.ask("Page.navigate", page.session, url=address)
             while not page.loaded:
-                self._happened(self._receive(time.monotonic() + _START_SECONDS), waiting=page.session)
+                self._happened(self._await(time.monotonic() + _START_SECONDS), waiting=page.session)
             return page
 
     def forget(self, page: Page) -> None:
@@ -187,14 +209,26 @@ class Browser:
             self._process.wait()
             shutil.rmtree(self._folder, ignore_errors=True)  # the keeper was killed too
 
-    def _receive(self, until: float | None) -> dict[str, Any]:
+    def _await(self, until: float) -> dict[str, Any]:
+        """The next message.
+
+        Who waits no longer, because it takes too long or is interrupted, ends the browser: a page that computes cannot be asked
+        to stop, and those who close what they hold must not wait for it.
+        """
+        try:
+            return self._receive(until)
+        except BaseException:
+            self.close()
+            raise
+
+    def _receive(self, until: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         parts = [self._buffer]
         while b"\0" not in parts[-1]:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            if not select.select([pipe], [], [], left)[0]:
-                raise PageError(f"the browser did not answer within {_START_SECONDS:g} s", fatal=True)
+            while not select.select([pipe], [], [], _GLANCE_SECONDS)[0]:
+                if time.monotonic() > until:
+                    raise PageError("it does not answer", fatal=True)
             more = os.read(pipe, 1 << 20)
             if not more:
                 raise PageError("the browser has ended", fatal=True)
@@ -234,13 +268,19 @@ class Page:
         """The value of an expression in JavaScript, awaited when it is a promise.
 
         Raises:
-            PageError: It threw, or the page is gone.
+            PageError: It threw, the page is gone, or it takes longer than ``patience()``.
         """
         if self.crashed:
             raise PageError("the page crashed", fatal=True)
-        answer = self.browser.ask(
-            "Runtime.evaluate", self.session, expression=expression, awaitPromise=True, returnByValue=True
-        )
+        how = {"expression": expression, "awaitPromise": True, "returnByValue": True}
+        seconds, begun = patience(), time.monotonic()
+        try:
+            answer = self.browser.ask("Runtime.evaluate", self.session, seconds, **how)
+        except PageError as error:
+            if time.monotonic() - begun < seconds:
+                raise
+            what = f"the page did not answer within {seconds:g} s, and was ended ({SECONDS}=N gives it N)"
+            raise PageError(what, fatal=True) from error
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             thrown = details.get("exception", {})

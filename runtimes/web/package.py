@@ -28,13 +28,12 @@ from graphopt.errors import ModelError
 from graphopt.targets import Target
 
 from . import engine, npm, tensors
-from .browser import PageError
+from .browser import PageError, patience
 
 _APP = Path(__file__).parent / "app"
 _GLUE = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
 """The WebAssembly that each build of onnxruntime-web loads, as .mjs and .wasm."""
 _SCRIPTS = ("app.mjs", "model.mjs", "tensors.mjs", "files.mjs")
-_CHECK_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 
 
@@ -93,10 +92,10 @@ def _outputs(folder: Path) -> bytes:
         with _served(folder) as site:
             page = browser.open(f"{site}index.html")
             try:
-                until = time.monotonic() + _CHECK_SECONDS
+                until = time.monotonic() + patience()
                 while (state := page.evaluate("document.documentElement.dataset.state")) not in {"done", "failed"}:
                     if time.monotonic() > until:
-                        raise ModelError(f"the page is still {state} after {_CHECK_SECONDS:g} s")
+                        raise ModelError(f"the page is still {state} after {patience():g} s")
                     time.sleep(_POLL_SECONDS)
                 if state == "failed":
                     said = page.evaluate("document.getElementById('state').textContent")
