@@ -257,6 +257,6 @@ def test_a_page_whose_script_was_changed_does_not_run_it(cnn: Path, tmp_path: Pa
     site = tmp_path / "site"
     packaging.package(cnn, site, target="web-wasm")
     (site / "app.mjs").write_text("document.documentElement.dataset.state = 'done';", encoding="utf-8")
-    monkeypatch.setattr(package, "_CHECK_SECONDS", 1.0)
+    monkeypatch.setenv(browser.SECONDS, "1")
     with pytest.raises(ModelError, match="still loading"):
         package._outputs(site)

@@ -29,7 +29,9 @@ from .server import Server
 
 SITE = Path(__file__).parent / "site"
 LIBRARY = {"wasm": "ort.wasm.min.mjs", "webgpu": "ort.webgpu.min.mjs"}
-"""The build of onnxruntime-web for each provider. (The one with both, ort.all, computes wrong numbers from int8 on WebGPU.)"""
+"""The build of onnxruntime-web for each provider. (The one with both, ort.all, computes wrong numbers from int8 on WebGPU.)
+
+A target may name another one: ``provider_options: {library: ort.all.min.mjs}``."""
 _SAMPLE_MILLISECONDS = 20
 """A sample is at least this long, beside which asking for it takes little."""
 _BROKEN = re.compile(r"Aborted|memory access out of bounds|unreachable|table index|out of memory|Maximum call stack")
@@ -40,7 +42,7 @@ _NOISE = re.compile(
 )
 _PLACED = re.compile(r"(All nodes|Node\(s\)) placed on \[(\w+)\]\. Number of nodes: (\d+)")
 _NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\w+) \((.*)\)\s*$")
-_NAMES = {"CPUExecutionProvider": "wasm", "WebGpuExecutionProvider": "webgpu"}
+_NAMES = {"CPUExecutionProvider": "wasm", "WebGpuExecutionProvider": "webgpu", "JsExecutionProvider": "webgpu"}
 _LOGGED = re.compile(r"\[E:onnxruntime:[^\]]*\] (.*)", re.DOTALL)
 
 
@@ -52,6 +54,7 @@ class Engine:
     server: Server
     runner: str
     """Address of the module that the page is asked through."""
+    library: str
     provider: str
     threads: int
     version: str
@@ -82,11 +85,11 @@ class Engine:
 
     def close(self) -> None:
         """Close the page, and all sessions in it."""
-        _engines.pop((self.provider, self.threads), None)
+        _engines.pop((self.library, self.provider, self.threads), None)
         self.page.close()
 
 
-_engines: dict[tuple[str, int], Engine] = {}
+_engines: dict[tuple[str, str, int], Engine] = {}
 _shared: tuple[int, Browser, Server, str] | None = None
 
 
@@ -122,8 +125,8 @@ def end() -> None:
     _end(os.getpid())
 
 
-def engine(provider: str, threads: int) -> Engine:
-    """The page for a provider and a number of threads.
+def engine(provider: str, threads: int, library: str | None = None) -> Engine:
+    """The page for a provider and a number of threads, with this build of onnxruntime-web or the one for the provider.
 
     Raises:
         MissingError: The browser or onnxruntime-web is not there.
@@ -131,16 +134,17 @@ def engine(provider: str, threads: int) -> Engine:
     """
     folder, version = npm.package()
     found, server = browser()
-    if (provider, threads) not in _engines:
+    key = library or LIBRARY[provider], provider, threads
+    if key not in _engines:
         assert _shared is not None
         site = _shared[3]
         page = found.open(f"{site}runner.html")
         dist = server.share(folder / "dist")
-        made = Engine(page, server, f"{site}runner.mjs", provider, threads, version, [])
-        made.call("start", f"{dist}{LIBRARY[provider]}", dist, threads)
+        made = Engine(page, server, f"{site}runner.mjs", *key, version, [])
+        made.call("start", f"{dist}{key[0]}", dist, threads)
         made.renderers = found.renderers()
-        _engines[provider, threads] = made
-    return _engines[provider, threads]
+        _engines[key] = made
+    return _engines[key]
 
 
 class WebSession(Session):

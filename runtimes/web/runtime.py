@@ -100,6 +100,6 @@ def _engine(target: Target, threads: int) -> Engine:
         known = " and ".join(engine.LIBRARY)
         raise MissingError(f"onnxruntime-web is used with {known}, not with {target.provider}", where=f"target {target.name}")
     try:
-        return engine.engine(target.provider, threads)
+        return engine.engine(target.provider, threads, target.provider_options.get("library"))
     except PageError as error:
         raise MissingError(f"onnxruntime-web does not load: {error}", where=f"target {target.name}") from error
