@@ -50,7 +50,12 @@ def fill(model: Path, target: Target, folder: Path, example: Example) -> Package
         notes = ["WebGPU ran on the processor here: the outputs are right, and nothing is known of its speed."]
     else:
         notes = []
-    return Packaged(tensors.decode(outputs), _README, {"onnxruntime_web": version, "provider": target.provider}, notes)
+    inputs = [
+        f"{json.dumps(name)}: tensor('{'string' if value.dtype == object else value.dtype.name}', data, {[*value.shape]})"
+        for name, value in example.feed.items()
+    ]
+    readme = Template(_README).substitute(inputs=",\n  ".join(inputs))
+    return Packaged(tensors.decode(outputs), readme, {"onnxruntime_web": version, "provider": target.provider}, notes)
 
 
 def _write(model: Path, target: Target, folder: Path, example: Example) -> str:
@@ -151,8 +156,13 @@ times it. (Browsers load modules from a server only, not from a file.)
 import { load, tensor } from './model.mjs';
 
 const model = await load();
-const outputs = await model.run({ NAME: tensor('float32', numbers, [1, 3, 224, 224]) });
+const outputs = await model.run({
+  $inputs,
+});
 ```
+
+`data` is a typed array (`Float32Array`, `BigInt64Array`, ...) with that many numbers; `outputs` has a tensor for each name,
+with `data` and `dims`.
 
 Copy everything but `index.html`, `app.mjs` and the example. The server must know the types of two suffixes: `.mjs` is
 `text/javascript`, `.wasm` is `application/wasm`; compress `.wasm` and the model (gzip or brotli) if it can.
