@@ -154,6 +154,21 @@ def test_initializers_get_no_types_that_repeat_their_tensors(tmp_path: Path) -> 
     assert not onnx.load(saved.path).graph.value_info
 
 
+def test_quantized_values_get_no_types_that_repeat_what_they_are_made_of(tmp_path: Path) -> None:
+    proto = from_text("""<ir_version: 10, opset_import: ["" : 21]>
+        agraph (float[N, 3] x) => (float[N, 3] y)
+        <float s = {0.1}, uint8 z = {128}, uint8[N, 3] q, float[N, 3] d, float[M, 3] e> {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            e = DequantizeLinear (q, s, z)
+            y = Add (d, e)
+        }""")
+    saved = model.save(model.load(write(proto, tmp_path / "in.onnx")), tmp_path / "out.onnx")
+    assert [info.name for info in onnx.load(saved.path).graph.value_info] == ["e"], "what says something else stays"
+    x = np.linspace(-3, 3, 12, dtype=np.float32).reshape(4, 3)
+    assert_same_outputs(proto, onnx.load(saved.path), {"x": x})
+
+
 # -------------------------------------------------------------------------------------------------- where weights are put
 
 

@@ -41,6 +41,8 @@ EMBED_LIMIT_BYTES = 1_500_000_000
 _PAGE_BYTES = 4096
 _PAGED_BYTES = 1 << 20  # tensors from here on begin at a page, so that a runtime can map them
 _ALIGN_BYTES = 64
+_SAME_SHAPE = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""What these give has the shape of what they read first, and the type that their parameters have."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,21 @@ def _with_metadata_once(tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
 
 
 def _drop_repeated_types(graph: onnx.GraphProto) -> None:
-    """Leave out what the library adds to every initializer: a type that only says again what the tensor says."""
-    initializers = {tensor.name for tensor in graph.initializer}
-    kept = [info for info in graph.value_info if info.name not in initializers or info.doc_string or info.metadata_props]
+    """Leave out types that only say again what something else says.
+
+    Of an initializer, which the library adds to each: its tensor says the same. Of what a QuantizeLinear or DequantizeLinear
+    gives, if its shape is that of what the node reads: there are as many of these as of everything else in a quantized model.
+    """
+    shapes = {info.name: info.type.tensor_type.shape.SerializeToString() for info in (*graph.input, *graph.value_info)}
+    repeated = set()
+    for tensor in graph.initializer:
+        repeated.add(tensor.name)
+        dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims]
+        shapes[tensor.name] = onnx.TensorShapeProto(dim=dims).SerializeToString()
+    for node in graph.node:
+        if node.op_type in _SAME_SHAPE and not node.domain and shapes.get(node.input[0]) == shapes.get(node.output[0]):
+            repeated.add(node.output[0])
+    kept = [info for info in graph.value_info if info.name not in repeated or info.doc_string or info.metadata_props]
     del graph.value_info[:]
     graph.value_info.extend(kept)
 

@@ -188,9 +188,9 @@ class Placer:
     def _pair(self, value: ir.Value, parameters: Parameters) -> ir.Value:
         base = value.name or "value"
         q = ir.Node("", "QuantizeLinear", [value, *self._constants(parameters)], name=self._new_name(f"{base}_q"))
-        self.integers[value] = self._describe(q, f"{base}_quantized", parameters.dtype, value.shape)
+        self.integers[value] = self._describe(q, f"{base}_q", parameters.dtype, value.shape)
         dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *self._constants(parameters)], name=self._new_name(f"{base}_dq"))
-        dequantized = self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, value.shape)
+        dequantized = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], [q, dq])
@@ -219,7 +219,7 @@ class Placer:
         attributes = [ir.AttrInt64("axis", axis)]
         dq = ir.Node("", "DequantizeLinear", inputs, attributes, name=self._new_name(f"{base}_dq"))
         self.graph.insert_before(node, dq)
-        return self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, value.shape)
+        return self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
 
     def _direct(self, node: ir.Node, parameters: Parameters) -> None:
         """Q -> DQ -> node -> Q -> DQ becomes Q -> node -> DQ: the node works on the integers."""
@@ -273,12 +273,12 @@ class Placer:
     def _put(self, node: ir.Node, index: int, integers: Array, parameters: Parameters) -> None:
         """Let an input of a node read DQ of these integers in place of the constant that it reads."""
         base = self._base(node, index)
-        held = self._initializer(integers, f"{base}_quantized")
+        held = self._initializer(integers, f"{base}_q")
         attributes = [] if parameters.axis is None else [ir.AttrInt64("axis", parameters.axis)]
         dq = ir.Node(
             "", "DequantizeLinear", [held, *self._constants(parameters)], attributes, name=self._new_name(f"{base}_dq")
         )
-        value = self._describe(dq, f"{base}_dequantized", ir.DataType.FLOAT, ir.Shape(integers.shape))
+        value = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, ir.Shape(integers.shape))
         self.graph.insert_before(node, dq)
         self._replace_constant(node, index, value)
 
