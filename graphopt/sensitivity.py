@@ -69,12 +69,17 @@ def alone(
     found = []
     with progress.stage("measuring each site's sensitivity", len(settings)) as step:
         for site, setting in settings:
-            try:
-                with open_with(site, setting) as session:
-                    compared = evaluate.compare(reference, session, reference.data)
-                damage = sum(10 ** (-output.sqnr_db / 10) for output in compared.outputs.values())
-            except GraphoptError:
-                damage = math.inf
+            damage = measured(lambda site=site, setting=setting: open_with(site, setting), reference)  # type: ignore[misc]
             found.append(Sensitivity(site, setting, damage))
             step(1)
     return sorted(found, key=lambda one: -one.damage)
+
+
+def measured(opened: Callable[[], Session], reference: evaluate.Reference) -> float:
+    """The damage that a changed model shows on the samples of the reference; infinite if it cannot be run."""
+    try:
+        with opened() as session:
+            compared = evaluate.compare(reference, session, reference.data)
+    except GraphoptError:
+        return math.inf
+    return sum(10 ** (-output.sqnr_db / 10) for output in compared.outputs.values())

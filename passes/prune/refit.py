@@ -85,6 +85,14 @@ class Past:
         return found
 
 
+@dataclass(frozen=True)
+class Version:
+    """A model on the way, and how it came to be."""
+
+    model: ir.Model
+    past: Past
+
+
 def _weights(model: ir.Model) -> tuple[ir.TensorProtocol | None, ...]:
     """The constants of a model's main graph; clones share them."""
     made = [node.outputs[0] for node in model.graph if node.op_type == "Constant"]

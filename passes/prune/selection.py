@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.contracts import Array
-from graphopt.reconstruct import centred, solve
+from graphopt.reconstruct import centred
 
 _RIDGE = 1e-3
 _FEW = 0.1
@@ -61,13 +61,6 @@ class Reader:
     def energy(self) -> float:
         """Variance of what the layer gives, summed over its outputs."""
         return float(np.einsum("ko,kl,lo->", self.matrix, self.covariance, self.matrix, optimize=True))
-
-    def without(self, gone: Array) -> tuple[Array, Array]:
-        """The best weights [k - rows, out] when these units are gone, and what is added to the bias [out]."""
-        stay = ~np.isin(self.unit, gone)
-        left = self.covariance[stay]
-        weights = self.matrix[stay] + solve(left[:, stay], left[:, ~stay] @ self.matrix[~stay])
-        return weights, self.matrix.T @ self.mean - weights.T @ self.mean[stay]
 
 
 @dataclass(frozen=True)

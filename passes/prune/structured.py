@@ -21,11 +21,12 @@ from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
 from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
-from graphopt.reconstruct import refit
+from graphopt.dataset import Dataset
+from graphopt.reconstruct import Step, refit
 
 from . import criteria, damage, readers, selection, shares
 from .blocks import Block, blocks, leave_out
-from .refit import Past
+from .refit import Past, Version
 from .selection import Reader, Selection
 
 _STEPS = 16
@@ -35,6 +36,8 @@ _ALIGNED = 4
 """On the clock numbers of units are multiples of it: onnxruntime convolves others without its fast layout, slower than more."""
 _SAMPLES = 1000
 _MOST_ROUNDS = 20
+_FITTED = 3
+"""Layers behind a change that are fitted to see what it does to the outputs: those further on mend little more."""
 LEFT_OUT = Setting("left out", "left out")
 """The one setting of a block."""
 
@@ -73,8 +76,6 @@ class _Known:
     weights: tuple[ir.TensorProtocol, ...]
     """Held, so that their ids stay their own."""
     selections: dict[str, Selection] = field(default_factory=dict)
-    fitted: dict[str, dict[str, list[tuple[Array, Array]]]] = field(default_factory=dict)
-    """By site and by weight, for the setting in the middle: the readers' weights and what is added to their biases."""
     times: dict[str, tuple[float, dict[Setting, float]]] = field(default_factory=dict)
     """By site: milliseconds of the layers that make or read it, and what of them each setting saves; where measured."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -172,11 +173,15 @@ class Structured(LossyPass):
         profile = context.profile(model) if context.profile is not None else ()
         times = shares.node_times(parts.model, profile)
         width = context.target.channels_at_once if self._on_the_clock(context) else 1
-        harm = self._damage(parts, sites, known, context)
+        gone = {
+            site: shares.left_out(parts.blocks[site.name], parts.macs, times) for site in sites if site.name in parts.blocks
+        }
+        saved = {site: one.milliseconds if times else one.macs for site, one in gone.items()}
+        harm = self._damage(parts, sites, known, saved, context)
         grades: dict[tuple[Site, Setting], Grade] = {}
         for site in sites:
-            if site.name in parts.blocks:
-                gone = shares.left_out(parts.blocks[site.name], parts.macs, times)
+            if site in left_out:
+                gone = left_out[site]
                 grades[site, LEFT_OUT] = Grade(harm[site], round(gone.macs), round(gone.bytes), gone.milliseconds)
                 continue
             chosen = known.selections[site.name]
@@ -224,6 +229,22 @@ class Structured(LossyPass):
         changes = axes.prepare(model)
         parts = self._parts(model, context)
         known = self._selected(parts, context)
+        told, past, steps = self._remove(model, parts, plan, known, past or Past.none(model, known.offered()))
+        changes += told
+        if context.draft:
+            return changes
+        if self.options.reconstruct:
+            assert context.data is not None, "the pass says that it needs data"
+            changes += refit(past.teacher, model, steps, context, context.data.first(self.options.samples))
+        self._made = past.of(model)
+        return changes
+
+    # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _remove(
+        self, model: ir.Model, parts: _Parts, plan: Plan, known: _Known, past: Past
+    ) -> tuple[list[Change], Past, list[Step]]:
+        """Remove what is planned, in place: what goes, what became of the first model by then, and the layers to be fitted."""
         chosen = [parts.blocks[site.name] for site in plan if site.name in parts.blocks]
         going = {node for block in chosen for node in block.nodes}
         removal = {
@@ -231,23 +252,13 @@ class Structured(LossyPass):
             for site, setting in plan.items()
             if site.name in parts.groups and not going.issuperset(use.node for use in parts.groups[site.name].producers)
         }
-        past = past or Past.none(model, known.offered())
         kept = keeping(parts.channels, removal)
-        changes += self._told(parts, removal, chosen)
+        told = self._told(parts, removal, chosen)
         axes.remove(model, parts.channels, removal)
         order = {node: place for place, node in enumerate(model.graph)}
         stand_ins = leave_out(model, sorted(chosen, key=lambda block: order[block.join]))
-        if context.draft:
-            return changes
         past = past.without(parts.channels, kept, stand_ins)
-        if self.options.reconstruct:
-            assert context.data is not None, "the pass says that it needs data"
-            steps = past.steps(model, parts.channels, kept, stand_ins)
-            changes += refit(past.teacher, model, steps, context, context.data.first(self.options.samples))
-        self._made = past.of(model)
-        return changes
-
-    # ------------------------------------------------------------------------------------------------------------- parts
+        return told, past, past.steps(model, parts.channels, kept, stand_ins)
 
     def _recall(self, model: ir.Model) -> Past | None:
         """The past of a model that an earlier round made; None: there was none."""
@@ -334,10 +345,6 @@ class Structured(LossyPass):
                         counts = self._counts(name, group.size, context) or [0]
                         asked = [reader for _, found in readings for reader in found]
                         known.selections[name] = self._select(group, asked, counts[-1], active.get(name))
-                        gone = known.selections[name].order[: damage.middle(counts)]
-                        known.fitted[name] = {
-                            reading.layer.weight.name or "": [r.without(gone) for r in found] for reading, found in readings
-                        }
                         step(1)
             known.sizes = {name: group.size for name, group in groups.items()} | dict.fromkeys(parts.blocks, 1)
             known.declined = frozenset(groups.keys() - free.keys())
@@ -362,10 +369,23 @@ class Structured(LossyPass):
             return Selection(allowed, found.error[gone])
         return found
 
-    def _damage(self, parts: _Parts, sites: Sequence[Site], known: _Known, context: Context) -> dict[Site, float]:
-        """Of a block, what it is to the outputs to leave it out; of a group, what its error of 1 is."""
-        alone = damage.Alone(parts.model, parts.blocks, known.selections, known.fitted if self.options.reconstruct else {})
-        found = damage.measured(alone, sites, context)
+    def _damage(
+        self, parts: _Parts, sites: Sequence[Site], known: _Known, saved: Mapping[Site, float], context: Context
+    ) -> dict[Site, float]:
+        """Of a block, what it is to the outputs to leave it out; of a group, what its error of 1 is.
+
+        ``saved``: what each block saves, in any unit.
+        """
+
+        def changed(version: Version, site: Site, setting: Setting, data: Dataset) -> Version:
+            candidate = models.clone(version.model)
+            _, past, steps = self._remove(candidate, self._parts(candidate, context), {site: setting}, known, version.past)
+            if self.options.reconstruct:
+                refit(past.teacher, candidate, steps[:_FITTED], context, data)
+            return Version(candidate, past)
+
+        start = Version(parts.model, self._past or Past.none(parts.model, {}))
+        found = damage.measured(start, sites, saved, changed, context)
         for site in sites:
             if site.name not in parts.blocks:
                 count = _count(damage.middle(site.settings))

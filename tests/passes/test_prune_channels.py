@@ -191,7 +191,7 @@ def test_the_frontier_meets_a_number_of_macs_with_little_to_spare() -> None:
     total = cost.total_macs(before)
     assert total
     with context(before, **normal(before, 32)) as made:
-        rewrite = PruneChannels(PruneChannels.Options(macs=0.6))
+        rewrite = PruneChannels(PruneChannels.Options(macs=0.6, blocks=False))
         sites = [site for site in rewrite.sites(before, made) if site.settings]
         plans = allocate.frontier(sites, rewrite.grades(before, sites, made), "macs")
 
