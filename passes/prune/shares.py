@@ -2,8 +2,13 @@
 
     a weight with c_1, c_2, ... of its indices along axes of sizes n_1, n_2, ... gone keeps  (1 - c_1 / n_1) (1 - c_2 / n_2) ...
 
-of its bytes, and the node that multiplies with it as much of its MACs. Of its time, as much as that is with each size rounded
-up to what the target computes at once: 17 channels take as long as 32 where that is 16. What is left out saves all it takes.
+of its bytes, and the node that multiplies with it as much of its MACs. Sizes count for time as if rounded up to what the target
+computes at once: 17 channels take as long as 32 where that is 16. A node's time is not all in proportion to them: it is taken
+to be linear between two measured points, the whole model and about half of its channels, so half of them save less than half:
+
+    t(part) = t(1) - (1 - part) (t(1) - t(half)) / (1 - half)
+
+What is left out saves all it takes.
 """
 
 from __future__ import annotations
@@ -51,6 +56,26 @@ def saved(group: Group, gone: Array, macs: Mapping[ir.Node, int], times: Mapping
             (1 - _product(_left(u, gone, width) for u in parts.values())) * times.get(n, 0.0) for n, parts in used.items()
         ),
     )
+
+
+def in_proportion(
+    times: Mapping[ir.Node, float], macs: Mapping[ir.Node, int], fewer: Mapping[str, float], fewer_macs: Mapping[str, int]
+) -> dict[ir.Node, float]:
+    """Milliseconds of each node that go with its MACs; all of them where there are no two points to tell.
+
+    Args:
+        times: As the model is.
+        macs: As the model is.
+        fewer: Milliseconds by the node's name, with channels gone.
+        fewer_macs: MACs by the node's name, with channels gone.
+    """
+    found = dict(times)
+    for node, spent in times.items():
+        name, whole = node.name or "", macs.get(node, 0)
+        gone = 1 - fewer_macs.get(name, whole) / whole if whole else 0.0
+        if gone > 0 and name in fewer:
+            found[node] = min(max((spent - fewer[name]) / gone, 0.0), spent)
+    return found
 
 
 def left_out(block: Block, macs: Mapping[ir.Node, int], times: Mapping[ir.Node, float]) -> Saved:
