@@ -18,7 +18,11 @@ import onnx_ir as ir
 from . import answers, model, partitions, targets
 from .contracts import Session
 from .errors import MissingError, ModelError
+from .model.weights import weight_bytes
 from .targets import Target
+
+_LARGE_BYTES = 32 << 20
+"""Weights that are worth the time that a collection takes, which is most of that for opening a small model."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Workbench:
         Raises:
             ModelError, MissingError: It cannot be run there.
         """
-        gc.collect()  # clones of the model that are done with hold their weights in cycles until then
+        if weight_bytes(candidate) >= _LARGE_BYTES:
+            gc.collect()  # clones of the model that are done with hold their weights in cycles until then
         with self.saved(candidate) as path:
             return answers.open_on(self.judge, path)
 
