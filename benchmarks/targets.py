@@ -32,7 +32,7 @@ import common
 import kernels
 from encoder import encoder
 
-LIMITS = {"models": 90, "int8": 300, "ceilings": 120, "traps": 120}
+LIMITS = {"models": 90, "int8": 300, "ceilings": 120, "traps": 180}
 """Seconds of one row. int8 chooses sites by timing them."""
 TIMING_SECONDS = 4
 _CPU = targets.load(targets.REFERENCE)

@@ -98,6 +98,13 @@ def test_external_data_are_found_beside_the_model(tmp_path: Path, cnn: Path, ima
         np.testing.assert_allclose(session.run({"x": image})["y"], run(cnn, {"x": image})["y"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_no_browser_can_hold_is_refused_with_the_limit(tmp_path: Path, cnn: Path) -> None:
+    onnx.save(onnx.load(cnn), tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    os.truncate(tmp_path / "e.data", 5 * 10**9)  # a hole, which takes no disk
+    with pytest.raises(ModelError, match=r"has 5 GB with its external data, and WebAssembly has 4\.3 GB"):
+        opened(tmp_path / "e.onnx")
+
+
 def test_a_feed_that_does_not_fit_is_the_datas_fault(cnn: Path, image: np.ndarray) -> None:
     with opened(cnn) as session:
         for feed, said in (({}, "misses 'x'"), ({"x": image[0]}, "has shape"), ({"x": image.astype(np.float64)}, "float64")):

@@ -38,7 +38,7 @@ Exit codes:
   2  wrong usage
   3  the model cannot be read or run
   4  the data does not fit the model
-  5  the budget or the regression bound was not met
+  5  the budget or the regression bound was not met, or the target computes wrongly
   6  a runtime or an extra is missing"""
 
 

@@ -34,6 +34,9 @@ LIBRARY = {"wasm": "ort.wasm.min.mjs", "webgpu": "ort.webgpu.min.mjs"}
 A target may name another one: ``provider_options: {library: ort.all.min.mjs}``."""
 _SAMPLE_MILLISECONDS = 20
 """A sample is at least this long, beside which asking for it takes little."""
+_MEMORY_BYTES = 1 << 32
+"""What WebAssembly addresses with 32 bits."""
+_NO_MEMORY = re.compile(r"bad_alloc|[Oo]ut of memory|allocation failed|Cannot enlarge memory")
 _BROKEN = re.compile(r"Aborted|memory access out of bounds|unreachable|table index|out of memory|Maximum call stack")
 """What WebAssembly says when its memory cannot be trusted any more."""
 _NOISE = re.compile(
@@ -160,13 +163,19 @@ class WebSession(Session):
         options: dict[str, Any] = {"executionProviders": [engine.provider], "enableProfiling": profile}
         if not optimize:
             options["graphOptimizationLevel"] = "disabled"
+        files = {"": model, **_data_files(model)}
+        size = sum(path.stat().st_size for path in files.values())
+        if size > _MEMORY_BYTES:
+            raise _too_large(model, size)
         server = engine.server
-        shared = {name: server.share(path) for name, path in {"": model, **_data_files(model)}.items()}
+        shared = {name: server.share(path) for name, path in files.items()}
         external = [{"path": name, "data": address} for name, address in shared.items() if name]
         try:
             found = engine.call("open", shared[""], external, options, verbose)
         except PageError as error:
             text = _plain(error, engine.page)
+            if _NO_MEMORY.search(text):
+                raise _too_large(model, size) from error
             raise ModelError(f"onnxruntime-web cannot load it: {text}", where=str(model)) from error
         finally:
             for address in shared.values():
@@ -248,6 +257,12 @@ class WebSession(Session):
     def _explain(self, feed: Mapping[str, Array], error: PageError) -> GraphoptError:
         text = _plain(error, self._engine.page)
         return feed_problem(feed, self.inputs) or ModelError(f"onnxruntime-web cannot run it: {text}", where=self._model.name)
+
+
+def _too_large(model: Path, size: int) -> ModelError:
+    most = f"WebAssembly has {_MEMORY_BYTES / 1e9:.1f} GB of memory, for the weights twice while they are loaded"
+    what = f"it does not fit into a browser: it has {size / 1e9:.2g} GB with its external data, and {most}"
+    return ModelError(what, where=str(model), hint="Make it smaller, as 'graphopt optimize --recipe int8' does.")
 
 
 def _spec(value: Mapping[str, Any]) -> TensorSpec:
