@@ -128,7 +128,7 @@ def collected(here: Sequence[str], options: argparse.Namespace) -> dict[str, Any
     paths = sorted((common.zoo() / "models").glob("*.onnx"))
     figures: dict[str, Any] = {part: {} for part in MEASURES}
     if options.resume and options.json and options.json.exists():
-        figures = json.loads(options.json.read_text())["figures"]
+        figures |= json.loads(options.json.read_text())["figures"]
     rows = [("models", f"{path.stem} on {name}") for name in here for path in paths]
     rows += [("int8", f"{of} on {name}") for name in here for of in INT8.get(name, ())]
     rows += [("ceilings", kind) for kind in CEILINGS if "openvino-cpu" in here]
