@@ -5,13 +5,13 @@
     constants    Constant nodes become initializers
     dead         what nobody uses goes
     duplicates   equal initializers are kept once
+    fold         what does not depend on the inputs is computed ahead of time
     learn        types and shapes are inferred
     identity     nodes that change nothing go
     collapse     computed shapes become constants, or are computed once
     noop         operators that undo or continue each other go; with sink, parts and scatter
     zeros        terms of zero go
     cse          equal nodes are computed once
-    fold         what does not depend on the inputs is computed ahead of time
     annotate     stale types and shapes are mended
     leftovers    what exporters leave about their own run goes
     peer         onnxsim instead of all of these, to compare with
@@ -147,6 +147,8 @@ class Simplify(Pass):
             (options.constants, lift_constants),
             (options.dead, remove_dead),
             (options.dedupe, merge_equal_initializers),
+            (options.identity, remove_identities),  # a weight keeps its name, where folding would give it that of its copy
+            (options.fold, fold_constants),  # first what needs no inference: the sizes and pads that exporters write out
             (True, learn),
             (options.identity, remove_identities),
             (options.inline, inline_control_flow),
@@ -154,7 +156,6 @@ class Simplify(Pass):
             (options.roundtrips, remove_round_trips),
             (options.zeros, drop_zero_terms),
             (options.cse, merge_equal_nodes),
-            (options.fold, fold_constants),
             (options.dead, remove_dead),
         ]
         return [step for chosen, step in steps if chosen]
