@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simplifiers import last_line, made
+from simplifiers import printed, made
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def call(name: str, how: str, envs: Path, source: Path, out: Path, samples: Path
     """Quantize a file: CPU seconds of the call and the process's peak memory in bytes; or ``failed``."""
     tool = PEERS[name]
     code = _WORKER.format(imports=tool.imports, call=getattr(tool, how))
-    ended = last_line([made(tool.pins, envs), "-c", code, source, out, samples])
+    ended = printed([made(tool.pins, envs), "-c", code, source, out, samples])
     if "failed" not in ended and not out.exists():
         return {"failed": "wrote nothing"}
     return ended

@@ -12,30 +12,26 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from graphopt import model, targets
-from graphopt.contracts import SessionOptions
-from graphopt.cost import node_macs
-from graphopt.dataset.preflight import is_fixed
 from graphopt.model import file_sha256
-from graphopt.registry import runtime
 
 import simplifiers
 from common import ROOT, arguments, publish, table
-from simplifiers import ALONE, CHAIN, FROZEN, OURS, PEERS
+from simplifiers import CHAIN, FROZEN, OURS, PEERS
 
 TOLERANCE = 2e-6
 REPEATS, ENOUGH_SECONDS = 3, 5.0
+RIVAL, ROUNDS = "onnxsim", 7
 CELLS = (*PEERS, "chain", OURS)
+COST = "cost"
+PARTS = ("load", "check", "rewrite", "save")
 Cell = dict[str, Any]
 
 
@@ -54,10 +50,12 @@ def measured(bench: Bench, source: Path, cells: Sequence[str]) -> dict[str, Cell
     folder.mkdir(parents=True, exist_ok=True)
     judge = _digest(ROOT / "benchmarks" / "judging.py")
     row = {"original": _cached(folder / f"original-{judge}.json", lambda: _judged(source, source))}
-    for name in (*cells, ALONE, *([FROZEN] if lists_initializers(source) else [])):
+    for name in (*cells, *([FROZEN] if lists_initializers(source) else [])):
         version = "-".join(simplifiers.version(tool) for tool in (CHAIN if name == "chain" else [name]))
         row[name] = _cached(folder / f"{name}-{version}-{judge}.json", partial(_cell, bench, source, name))
         print(f"{source.stem} {name}: {row[name].get('nodes', row[name].get('failed'))}", file=sys.stderr, flush=True)
+    version = f"{simplifiers.version(RIVAL)}-{simplifiers.version(OURS)}-{ROUNDS}"
+    row[COST] = _cached(folder / f"{COST}-{version}.json", partial(_in_turn, bench, source))
     return row
 
 
@@ -84,49 +82,37 @@ def _cell(bench: Bench, source: Path, name: str) -> Cell:
     """Simplify, judge, and for graphopt time; the fastest of a few calls counts, and the highest peak."""
     with tempfile.TemporaryDirectory(dir=bench.work) as temporary:
         taken, out = _simplified(bench, source, name, Path(temporary))
-        if "failed" in taken or name == ALONE:
+        if "failed" in taken:
             return taken
         cell = taken | _judged(source, out, *(["--twice"] if name in {OURS, FROZEN} else []))
         if name in {OURS, FROZEN} and "wrong" not in cell:
-            cell["latency"] = simplifiers.last_line([sys.executable, _JUDGE, source, out, "--time"])
-            cell["macs"] = multiplications(out)
+            cell["latency"] = simplifiers.printed([sys.executable, _JUDGE, source, out, "--time"])
+            cell["kernels"] = simplifiers.printed([sys.executable, ROOT / "benchmarks" / "multiplying.py", source, out])
         return cell
 
 
 _JUDGE = ROOT / "benchmarks" / "judging.py"
 
 
-def multiplications(path: Path) -> int | None:
-    """How many a run takes for one sample; None where other sizes than that of the batch are dynamic."""
-    loaded = model.load(path)
-    if any(not is_fixed(dim) for spec in model.input_specs(loaded) for dim in (spec.shape or (None, None))[1:]):
-        return None
-    return sum(node_macs(loaded).values())
-
-
-def fastest_conv(bench: Bench) -> float:
-    """Multiplications a millisecond of a convolution that suits the machine: 3 x 3, 128 channels, 56 x 56 places."""
-    rng = np.random.default_rng(0)
-    w = onnx.numpy_helper.from_array(rng.standard_normal((128, 128, 3, 3)).astype(np.float32), "w")
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 128, 56, 56]) for name in "xy")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
-    path = bench.work / "conv.onnx"
-    graph, opset = onnx.helper.make_graph([node], "conv", [x], [y], [w]), onnx.helper.make_opsetid("", 20)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
-    target = targets.load("cpu")
-    with runtime(target.runtime).open(path, target, SessionOptions(threads=1)) as session:
-        feed = {"x": rng.standard_normal((1, 128, 56, 56)).astype(np.float32)}
-        session.run(feed)
-        took = []
-        for _ in range(50):
-            start = time.process_time()
-            session.run(feed)
-            took.append(time.process_time() - start)
-    return 128 * 128 * 9 * 56 * 56 / min(took) / 1000
+def _in_turn(bench: Bench, source: Path) -> Cell:
+    """The fastest call of graphopt and of its fastest rival, called in turn, so that what else the machine does hits both."""
+    best: dict[str, Cell] = {}
+    spent = 0.0
+    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+        for turn in range(ROUNDS):
+            for name in (RIVAL, OURS):
+                if turn and spent > ENOUGH_SECONDS * len((RIVAL, OURS)):
+                    continue
+                called = simplifiers.call(name, bench.envs, source, Path(folder) / f"{turn}-{name}.onnx")
+                if "failed" in called:
+                    return called
+                spent += called["cpu_seconds"]
+                best[name] = min(best.get(name, called), called, key=lambda call: call["cpu_seconds"])
+    return {RIVAL: best[RIVAL]["cpu_seconds"], OURS: best[OURS]["cpu_seconds"], **{part: best[OURS][part] for part in PARTS}}
 
 
 def _judged(source: Path, out: Path, *flags: str) -> Cell:
-    judged = simplifiers.last_line([sys.executable, _JUDGE, source, out, *flags])
+    judged = simplifiers.printed([sys.executable, _JUDGE, source, out, *flags])
     return {"wrong": f"judging {judged['failed']}"} if "failed" in judged else judged
 
 
@@ -166,7 +152,7 @@ def trouble(cell: Cell) -> str | None:
     return f"a second run changes {len(cell['again'])} places" if cell.get("again") else None
 
 
-def page(rows: Mapping[str, Mapping[str, Cell]], rate: float) -> list[str]:
+def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
     nodes, costs, results, troubles = [], [], [], []
     for name, row in rows.items():
         ours, least = row[OURS], best(row)
@@ -175,15 +161,20 @@ def page(rows: Mapping[str, Mapping[str, Cell]], rate: float) -> list[str]:
             f"{'**more**; ' if more else ''}{_nodes(row[FROZEN])} with freeze" if FROZEN in row else "**more**" if more else ""
         )
         nodes.append((name, row["original"].get("nodes", "?"), *(_nodes(row[name]) for name in CELLS), note))
-        costs.append((name, *(_figure(row[n], "cpu_seconds", 1, "{:.2f}") for n in CELLS)))
-        costs[-1] += (_figure(row[ALONE], "cpu_seconds", 1, "{:.2f}"), f"{row['original'].get('bytes', 0) / 1e6:,.0f}")
+        costs.append((name, *(_figure(row[n], "cpu_seconds", 1, "{:.2f}") for n in CELLS if n not in {RIVAL, OURS})))
+        costs[-1] += tuple(_figure(row[COST], part, 1, "{:.3f}") for part in (RIVAL, OURS, *PARTS))
+        costs[-1] += (f"{row['original'].get('bytes', 0) / 1e6:,.0f}",)
         costs[-1] += tuple(_figure(row[n], "peak_bytes", 1e6, "{:,.0f}") for n in (*PEERS, OURS))
         latency = ours.get("latency", {})
         speed = "{speedup:.3f} ({speedup_low:.3f} to {speedup_high:.3f})".format(**latency) if "speedup" in latency else "-"
         sizes = ours.get("max_rel", {})
-        bound = f"{latency['before_ms'] * rate / ours['macs']:.2f}" if ours.get("macs") and "before_ms" in latency else "-"
-        results.append((name, ", ".join(f"{value:.0e}" for value in sizes.values()), ", ".join(sizes), speed, bound))
-        judged = {tool: cell for tool, cell in row.items() if tool != ALONE}
+        kernels = ours.get("kernels", {})
+        multiplying = [_figure(kernels, f"multiplying_{when}_ms", 1, "{:.2f}") for when in ("before", "after")]
+        part = kernels.get("multiplying_after_part")
+        bound = f"{latency['speedup'] / part:.2f}" if part and "speedup" in latency else "-"
+        results.append((name, ", ".join(f"{value:.0e}" for value in sizes.values()), ", ".join(sizes), speed))
+        results[-1] += (*multiplying, "-" if part is None else f"{part:.0%}", bound)
+        judged = {tool: cell for tool, cell in row.items() if tool != COST}
         troubles += [(name, tool, why.replace("|", "\\|")) for tool, cell in judged.items() if (why := trouble(cell))]
     behind = sum("more" in row[-1] for row in nodes)
     text = (
@@ -195,15 +186,17 @@ def page(rows: Mapping[str, Mapping[str, Cell]], rate: float) -> list[str]:
     )
     cost = (
         "CPU seconds of the call from file to file, without the imports (the best of up to three calls), and the most memory "
-        "in MB beyond the imports. graphopt takes more CPU seconds than onnxsim, which is written in C++, on "
-        f"{sum(_slower(row) for row in rows.values())} of {len(rows)} models. *load, save*: of them, reading, checking "
-        "and writing the file without any rewriting."
+        f"in MB beyond the imports. graphopt and {RIVAL}, which is written in C++, are called in turn, up to {ROUNDS} times "
+        f"each: graphopt takes more CPU seconds on {sum(_slower(row) for row in rows.values())} of {len(rows)} models. "
+        "*load*, *check*, *rewrite*, *save*: the parts of graphopt's call; *check* is ONNX's checker and graphopt's own "
+        "validation, which names the node that is wrong, when the file is read."
     )
     result = (
         "graphopt's file against the original: the largest difference of an output relative to its peak, at the sizes named, "
         "without onnxruntime's optimizations; and original time / new time with them, one thread, CPU time, 95 % interval. "
-        "*At most*: what the speed-up would be if graphopt's file did nothing but its multiplications, at "
-        f"{2 * rate / 1e6:,.0f} GFLOP/s, as a Conv of 3 x 3 with 128 channels does here; for models of a fixed size."
+        "*Multiplying*: what the kernels that multiply matrices (Conv, Gemm, MatMul, LSTM, ..., with what onnxruntime fused "
+        "into them) take in the original and in graphopt's file, in ms, by onnxruntime's profiler, and which part of all "
+        "kernels of graphopt's file that is. *At most*: what the speed-up would be if all others took no time at all."
     )
     wrong = (
         "Not right is what the full checker refuses, onnxruntime does not load, or gives outputs more than "
@@ -211,22 +204,24 @@ def page(rows: Mapping[str, Mapping[str, Cell]], rate: float) -> list[str]:
     )
     header = (
         "model",
-        *(f"CPU s: {name}" for name in CELLS),
-        "load, save",
+        *(f"CPU s: {name}" for name in (*(n for n in CELLS if n not in {RIVAL, OURS}), RIVAL, OURS)),
+        *PARTS,
         "file MB",
         *(f"MB: {name}" for name in (*PEERS, OURS)),
     )
     return [
         *(text, table(("model", "original", *CELLS, ""), nodes)),
         *("## Cost", cost, table(header, costs)),
-        *("## Result", result, table(("model", "difference", "at", "speed-up", "at most"), results)),
+        *("## Result", result, table(_RESULT, results)),
         *("## Not right", wrong, table(("model", "tool", "why"), troubles) if troubles else "Nothing."),
     ]
 
 
+_RESULT = ("model", "difference", "at", "speed-up", "multiplying: original", "graphopt", "part", "at most")
+
+
 def _slower(row: Mapping[str, Cell]) -> bool:
-    ours, theirs = row[OURS], row["onnxsim"]
-    return "cpu_seconds" in ours and "cpu_seconds" in theirs and round(ours["cpu_seconds"], 2) > round(theirs["cpu_seconds"], 2)
+    return OURS in row[COST] and row[COST][OURS] > row[COST][RIVAL]
 
 
 def _nodes(cell: Cell) -> str:
@@ -255,9 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(options.envs, options.cache, Path(work))
         rows = {source.stem: measured(bench, source, CELLS) for source in sources}
-        rate = fastest_conv(bench)
-    figures = rows | {"multiplications a millisecond": rate}
-    publish("simplify", "`lossless` beside other simplifiers", page(rows, rate), figures, options)
+    publish("simplify", "`lossless` beside other simplifiers", page(rows), rows, options)
 
 
 if __name__ == "__main__":
