@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simplifiers import printed, made
+from simplifiers import made, printed
 
 
 @dataclass(frozen=True)
