@@ -28,9 +28,14 @@ TESTS = ROOT / "tests"
 def apply(given: ir.Model, settings: Sequence[str] = ()) -> list[Change]:
     """Rewrite a model in place by every pass of the recipe, and return what they did; settings as ``--set`` takes them."""
     changes: list[Change] = []
-    for rewrite in _passes(tuple(settings)):
-        changes += rewrite.apply(given, _context())
-    return [change for change in changes if change.done]
+    settled = recipe.Settled()
+    for step in _steps(tuple(settings)):
+        if not settled.holds(step):
+            assert isinstance(step.rewrite, Pass)
+            done = [change for change in step.rewrite.apply(given, _context()) if change.done]
+            settled.note(step, changed=bool(done))
+            changes += done
+    return changes
 
 
 def file_to_file(source: str, out: str, settings: Sequence[str] = ()) -> dict[str, float]:
@@ -60,9 +65,8 @@ def file_to_file(source: str, out: str, settings: Sequence[str] = ()) -> dict[st
 
 
 @cache
-def _passes(settings: tuple[str, ...]) -> list[Pass]:
-    rewrites = [step.rewrite for step in recipe.load("lossless", settings).steps]
-    return [rewrite for rewrite in rewrites if isinstance(rewrite, Pass)]
+def _steps(settings: tuple[str, ...]) -> Sequence[recipe.Step]:
+    return recipe.load("lossless", settings).steps
 
 
 def tests_on_path() -> None:

@@ -32,7 +32,7 @@ from .evidence import Evidence, answers_row, placement_row
 from .job import Job, prepare
 from .journal import Done, Journal
 from .model import ExternalData
-from .recipe import Recipe, Step
+from .recipe import Recipe, Settled, Step
 from .report.schema import ChangeRow, FigureRow, PassRow, Report
 from .stage import Outcome, Stage
 from .targets import Target
@@ -139,6 +139,7 @@ class Run:
         self.stack = stack
         self.notes: list[str] = []
         self.rows: list[PassRow] = []
+        self.settled = Settled()
         self.data: Dataset | None = None
         self.evidence: Evidence | None = None
         self.lossy = any(isinstance(step.rewrite, LossyPass) for step in job.recipe.steps)
@@ -281,6 +282,7 @@ class Run:
 
     def _restore(self, done: Done, step: Step) -> None:
         self.rows.append(done.row)
+        self.settled.note(step, changed=done.stage is not None, kept=done.row.kept)
         self.notes.append(f"{done.row.name} was finished by an earlier run and taken from its journal.")
         if done.stage is not None:
             self._push(model.load(done.stage), done.stage, len(self.rows) - 1, isinstance(step.rewrite, LossyPass))
@@ -294,13 +296,17 @@ class Run:
         begun, before = time.perf_counter(), self.stages[-1]
         growth = verdict.growth_limit(self.input.bytes) - max(0, before.bytes - self.input.bytes)
         context = self.context(self.data, growth)
-        outcome = trial.run(step.rewrite, before, path, context, self.job.recipe.share(step))
+        if self.settled.holds(step):
+            outcome = Outcome(True, "nothing has changed since it ran before")
+        else:
+            outcome = trial.run(step.rewrite, before, path, context, self.job.recipe.share(step))
         return self.record(step, before, outcome, begun)
 
     def record(self, step: Step, before: Stage, outcome: Outcome, begun: float) -> tuple[PassRow, Path | None]:
         """Go on with what came of a step that began at ``begun``; its row, and the file of the new stage if there is one."""
         if outcome.model is not None and outcome.path is not None:
             self._push(outcome.model, outcome.path, len(self.rows), isinstance(step.rewrite, LossyPass))
+        self.settled.note(step, changed=outcome.model is not None, kept=outcome.kept)
         after = self.stages[-1]
         changes = [ChangeRow(site=c.site, what=c.what, why=c.why, done=c.done) for c in outcome.changes]
         row = PassRow(

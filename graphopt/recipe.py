@@ -40,6 +40,24 @@ class Step:
     rewrite: Pass | LossyPass
 
 
+class Settled:
+    """The steps that have nothing left to do: they settle what they can do, and nothing has changed since they ran."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, dict[str, object]]] = []
+
+    def holds(self, step: Step) -> bool:
+        """Whether the step can be left out."""
+        return (step.name, step.options) in self._steps
+
+    def note(self, step: Step, *, changed: bool, kept: bool = True) -> None:
+        """Take note that a step ran, whether it changed the model, and whether it was kept."""
+        if changed:
+            self._steps.clear()
+        if kept and step.rewrite.settles:
+            self._steps.append((step.name, step.options))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A validated recipe."""

@@ -97,6 +97,9 @@ class BasePass(abc.ABC):
     """One line for ``graphopt passes``."""
     Options: ClassVar[type[PassOptions]] = PassOptions
     needs: ClassVar[frozenset[Need]] = frozenset()
+    settles: ClassVar[bool] = False
+    """Whether a second run would change nothing: a recipe that names the pass again runs it only if others changed something
+    in between."""
     added_by_set: ClassVar[bool] = False
     """Whether ``--set name.option=value`` is enough to ask for the pass: a recipe that lacks it gets it as its first step."""
 

@@ -91,7 +91,7 @@ class Fuse(Pass):
 
     name = "fuse"
     summary = "fold normalization, arithmetic and padding into weights, and use one operator for what several compute"
-
+    settles = True
     Options = FuseOptions
     options: FuseOptions
 

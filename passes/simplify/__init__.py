@@ -87,6 +87,7 @@ class Simplify(Pass):
 
     name = "simplify"
     summary = "fold constants, merge equal nodes and weights, remove what changes nothing or is not used"
+    settles = True
     Options = SimplifyOptions
     options: SimplifyOptions
 
