@@ -33,8 +33,6 @@ from graphopt.model import count_nodes
 import lossless
 from common import ROOT, arguments, publish, table
 
-CHUNK = 500
-
 
 @dataclass
 class Tally:
@@ -77,14 +75,13 @@ def check(proto: onnx.ModelProto, tally: Tally) -> str | None:
     return why
 
 
-def run_chunk(seed: int, chunk: int, count: int, failures: Path | None) -> tuple[Tally, list[Failure]]:
-    """Draw ``count`` graphs and judge each; failing ones go to the folder ``failures``."""
+def run_chunk(first: int, count: int, failures: Path | None) -> tuple[Tally, list[Failure]]:
+    """Draw ``count`` graphs from number ``first`` on and judge each; failing ones go to the folder ``failures``."""
     lossless.tests_on_path()
     import random_graphs
 
     tally, found = Tally(), []
-    for index in range(count):
-        number = seed * 1_000_000 + chunk * CHUNK + index
+    for number in range(first, first + count):
         proto = random_graphs.model(number)
         why = check(proto, tally)
         if why is not None:
@@ -119,16 +116,16 @@ def _fails(proto: onnx.ModelProto, kind: str) -> bool:
         return False
 
 
-def work(options: argparse.Namespace, chunk: int, count: int) -> tuple[Tally, list[Failure]]:
+def work(options: argparse.Namespace, first: int, count: int) -> tuple[Tally, list[Failure]]:
     """One chunk in a process of its own, which may crash."""
-    command = [sys.executable, __file__, "--seed", options.seed, "--count", count, "--work", chunk]
+    command = [sys.executable, __file__, "--count", count, "--work", first]
     command += ["--failures", options.failures] if options.failures else []
     ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     lines = [line for line in ended.stdout.splitlines() if line.startswith('{"tally"')]
     if not lines:
         return Tally(), [
             Failure(
-                options.seed * 1_000_000 + chunk * CHUNK,
+                first,
                 f"crashed: the process ended with {ended.returncode}: {ended.stderr[-300:]}",
             )
         ]
@@ -144,6 +141,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time [default: 2]")
     parser.add_argument("--state", type=Path, metavar="FILE", help="note finished chunks here, and go on from what it holds")
     parser.add_argument("--failures", type=Path, metavar="FOLDER", help="where graphs that fail go")
+    parser.add_argument("--chunk", type=int, default=500, help="graphs that a process judges [default: 500]")
     parser.add_argument("--number", type=int, metavar="N", help="judge this graph only")
     parser.add_argument("--shrink", type=Path, metavar="FILE", help="print a small part of a failing graph that still fails")
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
@@ -162,7 +160,7 @@ def main() -> int:
     if options.failures:
         options.failures.mkdir(parents=True, exist_ok=True)
     if options.work is not None:
-        tally, failures = run_chunk(options.seed, options.work, options.count, options.failures)
+        tally, failures = run_chunk(options.work, options.count, options.failures)
         print(json.dumps({"tally": asdict(tally), "failures": [asdict(failure) for failure in failures]}))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -176,26 +174,27 @@ def main() -> int:
 def run(options: argparse.Namespace) -> tuple[Tally, list[Failure]]:
     """All chunks, several at a time; those that are done when the run is interrupted."""
     deadline = time.monotonic() + (options.seconds or float("inf"))
-    counts = {chunk: min(CHUNK, options.count - chunk * CHUNK) for chunk in range(-(-options.count // CHUNK))}
+    begin, end = options.seed * 1_000_000, options.seed * 1_000_000 + options.count
+    counts = {first: min(options.chunk, end - first) for first in range(begin, end, options.chunk)}
     state = State(options.state, options.seed)
     total, failures = Tally(), []
 
-    def one(chunk: int) -> tuple[Tally, list[Failure]] | None:
+    def one(first: int) -> tuple[Tally, list[Failure]] | None:
         if time.monotonic() > deadline:
             return None
-        return work(options, chunk, counts[chunk])
+        return work(options, first, counts[first])
 
     def add(tally: Tally, found: list[Failure]) -> None:
         nonlocal total
         total = Tally(*(a + b for a, b in zip(asdict(total).values(), asdict(tally).values(), strict=True)))
         failures.extend(found)
 
-    for chunk, count in list(counts.items()):
-        if (chunk, count) in state.done:
-            add(*state.done[chunk, count])
-            del counts[chunk]
+    for first, count in list(counts.items()):
+        if (first, count) in state.done:
+            add(*state.done[first, count])
+            del counts[first]
     with ThreadPoolExecutor(options.jobs) as pool:
-        running = {pool.submit(one, chunk): chunk for chunk in counts}
+        running = {pool.submit(one, first): first for first in counts}
         try:
             for future in as_completed(running):
                 result = future.result()
@@ -216,18 +215,21 @@ class State:
         self._key = [seed, _sources()]
         self.done: dict[tuple[int, int], tuple[Tally, list[Failure]]] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else ():
-            noted = json.loads(line)
+            try:
+                noted = json.loads(line)
+            except json.JSONDecodeError:  # empty, or the run was killed while it wrote
+                continue
             if noted["key"] == self._key:
                 found = Tally(**noted["tally"]), [Failure(**failure) for failure in noted["failures"]]
-                self.done[noted["chunk"], noted["count"]] = found
+                self.done[noted["first"], noted["count"]] = found
 
-    def note(self, chunk: int, count: int, tally: Tally, failures: list[Failure]) -> None:
+    def note(self, first: int, count: int, tally: Tally, failures: list[Failure]) -> None:
         """Add a finished chunk to the file."""
         if self._path is None:
             return
-        noted = {"key": self._key, "chunk": chunk, "count": count, "tally": asdict(tally)}
+        noted = {"key": self._key, "first": first, "count": count, "tally": asdict(tally)}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(noted | {"failures": [asdict(failure) for failure in failures]}) + "\n")
+            file.write("\n" + json.dumps(noted | {"failures": [asdict(failure) for failure in failures]}))
 
 
 def _sources() -> str:
