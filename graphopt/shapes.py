@@ -58,7 +58,9 @@ def keep(model: ir.Model, found: Facts) -> None:
     """
     if not model.functions:
         there = {value for graph in graphs(model.graph) for value in defined(graph)}
-        model.meta[_KEPT] = _parts(model), {value: fact for value, fact in found.items() if value in there}
+        kept = {value: fact for value, fact in found.items() if value in there}
+        constants = {value: tensor for value, tensor in graph_initializers(model) if value not in kept}
+        model.meta[_KEPT] = _parts(model), kept | _of_constants(constants)  # with those that are new since inference
 
 
 def are_fixed(model: ir.Model, found: Facts) -> bool:
@@ -119,16 +121,22 @@ def facts(
             types = None
     if types is None:
         types = _types(skeleton, follow_values=True)
-    found: Facts = {}
-    for value, tensor in constants.items():
-        if value.is_initializer() and not value.is_graph_input():
-            found[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
+    found = _of_constants(constants)
     for value, name in skeleton.names.items():
         if value in certain:
             found[value] = certain[value]
         elif value not in found and name in types:
             found[value] = _type_and_shape(types[name])
     return found
+
+
+def _of_constants(constants: Mapping[ir.Value, ir.TensorProtocol]) -> Facts:
+    """Types and shapes of the initializers that no caller can override."""
+    return {
+        value: ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
+        for value, tensor in constants.items()
+        if value.is_initializer() and not value.is_graph_input()
+    }
 
 
 def _types(skeleton: Skeleton, *, follow_values: bool) -> dict[str, onnx.TypeProto]:

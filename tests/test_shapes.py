@@ -70,3 +70,22 @@ def test_what_reads_an_initializer_that_is_an_output_is_known():
     proto = from_text("g (float[N, 4] x) => (float[N, 4] y, float[1, 4] w) <float[1, 4] w = {1, 2, 3, 4}> { y = Mul(x, w) }")
     proto.graph.output[1].type.tensor_type.ClearField("shape")
     assert shape_of(shapes.infer(ir.from_proto(proto)), "y") == ["N", 4]
+
+
+def test_what_is_kept_for_the_next_pass_tells_of_constants_that_are_new():
+    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
+    found = shapes.infer(model)
+    new = ir.Value(name="w", const_value=ir.tensor(np.zeros((4, 2), np.float32), name="w"))
+    model.graph.register_initializer(new)
+    shapes.keep(model, found)
+    assert shape_of(shapes.infer(model), "w") == [4, 2]
+
+
+def test_what_was_kept_is_believed_of_the_same_graph_only():
+    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
+    (node,) = model.graph
+    shapes.keep(model, {})
+    assert shapes.infer(model) == {}
+    shapes.keep(model, {})
+    node.replace_input_with(0, model.graph.inputs[0])
+    assert shape_of(shapes.infer(model), "y") == ["N", 4]

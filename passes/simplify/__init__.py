@@ -116,7 +116,7 @@ class Simplify(Pass):
         work.changed()
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
-        if work.current or are_fixed(model, work.facts):
+        if work.inferred or are_fixed(model, work.facts):
             keep(model, work.facts)
         for root in work.roots if changes else []:
             if root.graphs[1:]:

@@ -79,6 +79,8 @@ class Work:
     """The initializers when they were last compared, each with the graph that it was in."""
     current: bool = False
     """Whether the graph is still as it was when the facts were looked at."""
+    inferred: bool = False
+    """Whether the facts are what inference says of the graph as it is."""
     learnt: bool = False
     """Whether a step has found out more than was known: steps before it may do more now."""
     symbolic: Symbolic | None = None
@@ -104,7 +106,7 @@ class Work:
         """Take note that a step has changed the model: what was listed of it is not true any more."""
         self.__dict__.pop("roots", None)
         self._operators.clear()
-        self.current = False
+        self.current = self.inferred = False
 
     def operators(self, root: Root, op_types: Container[str]) -> Iterator[ir.Node]:
         """The nodes of these types that may be rewritten, in order, but for those that are removed on the way."""

@@ -20,7 +20,7 @@ def learn(work: Work) -> list[Change]:
     work.current, work.symbolic = True, None
     if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
         return []
-    known, work.facts = work.facts, infer(work.model, work.facts)
+    known, work.facts, work.inferred = work.facts, infer(work.model, work.facts), True
     work.learnt = any(
         value not in known or (known[value].shape != found.shape and not is_known(known[value]))
         for value, found in work.facts.items()
