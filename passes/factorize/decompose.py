@@ -11,13 +11,16 @@ are the other eigenvalues. Where n > k the smaller problem is S S^T = U D U^T wi
 G = 1 is the plain singular value decomposition. This is what is elsewhere called whitening (Wang et al., SVD-LLM, 2024;
 Liebenwein et al., ALDS, 2021). A ridge on G, relative to its diagonal, keeps M where the data say nothing.
 
-Where at most half of many components are wanted they are found by a random projection and power iterations (Halko, Martinsson
-and Tropp 2011, algorithm 4.4), in half the memory. Large matrices are decomposed in float32: squares of singular values below
-1e-7 of the largest are then noise, far below what truncation leaves out.
+Of large matrices the components are found by a random projection and power iterations (Halko, Martinsson and Tropp 2011,
+algorithm 4.4), in float32: squares of singular values below 1e-7 of the largest are then noise, far below what truncation
+leaves out. numpy decomposes in float64 whatever it is given, and takes five times the matrix for it: so G is read in rows and never
+copied, a basis is made orthonormal a few columns at a time, and only a matrix of the rank's size is decomposed. Much longer or
+wider than square, a weight is large beside the smaller of its two second moments, which is then decomposed whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +29,18 @@ from graphopt.contracts import Array
 
 RIDGE = 1e-3
 """Added to the diagonal of G, as a part of its mean."""
-_LARGE = 1536
-"""Rows from which on a symmetric matrix is decomposed in float32."""
-_SMALL_PART = 2
-"""Components of large matrices are found by random projection if they are fewer than this part of all."""
+LARGE = 1536
+"""Rows and columns from which on a matrix is large."""
+_LONG = 4
+"""Times as long as wide, or as wide as long, from which on a large matrix is decomposed whole."""
+_PART = 0.8
+"""Of all components, from which on they are not looked for by projection."""
 _OVERSAMPLE = 16
-_POWER = 2
+_ROWS = 512
+"""Of G, at a time."""
+_COLUMNS = 256
+"""Of a basis, at a time."""
+_POWER = 4
 
 
 @dataclass(frozen=True)
@@ -70,30 +79,51 @@ def decompose(matrix: Array, gram: Array | None = None, rank: int | None = None)
     full = min(k, n)
     rank = full if rank is None else min(rank, full)
     kept = np.float64 if matrix.dtype == np.float64 else np.float32
-    used = np.float32 if full >= _LARGE else np.float64
+    large = full >= LARGE
+    used = np.float32 if large else np.float64
     m: Array = matrix.astype(used, copy=False)
-    if gram is not None:
-        scale = float(np.trace(gram)) / k
-        gram = gram.astype(used)  # a copy, of the size of the weight or less: changed in place
-        gram *= used(1 / scale if scale > 0 else 0)
-        gram[np.diag_indices(k)] += RIDGE if scale > 0 else 1.0
-    total = float(np.vdot(m, m if gram is None else gram @ m).item())
+    weighted = _weighted(gram, k)
+    total = sum(float(np.vdot(m[rows], part).item()) for rows, part in weighted(m))
     if total <= 0 or not np.isfinite(total):
         return Factors(np.zeros((k, rank), kept), np.zeros((rank, n), kept), np.zeros(rank + 1))
-    if rank * _SMALL_PART < full and full >= _LARGE:
-        a, b, found = _projected(m, gram, rank)
+    if large and max(k, n) < _LONG * full and rank + _OVERSAMPLE < _PART * full:
+        a, b, found = _projected(m, weighted, rank)
     elif n <= k:
-        found, v = _largest(m.T @ (m if gram is None else gram @ m), rank)
+        found, v = _largest(_back(m, weighted(m)), rank)
         a, b = m @ v, v.T
     else:
-        s = m if gram is None else _root(gram).T @ m
+        s = m if gram is None else _root(np.concatenate([part for _, part in weighted(np.eye(k))])).astype(used).T @ m
         found, u = _largest(s @ s.T, rank)
-        a = (u if gram is None else m @ (s.T @ u)).astype(used)
+        a = u if gram is None else m @ (s.T @ u)
         b = u.T @ s
         if gram is not None:
             b /= np.maximum(found, np.finfo(used).tiny)[:, np.newaxis]
     lost = np.clip(1 - np.concatenate([[0.0], np.cumsum(found, dtype=np.float64)]) / total, 0, 1)
     return Factors(np.ascontiguousarray(a, kept), np.ascontiguousarray(b, kept), lost)
+
+
+def _weighted(gram: Array | None, k: int) -> Callable[[Array], Iterator[tuple[slice, Array]]]:
+    """Y -> G y, some rows at a time, with G of mean diagonal 1 and its ridge; None: the unit matrix."""
+    scale = 0.0 if gram is None else float(np.trace(gram)) / k
+
+    def act(y: Array) -> Iterator[tuple[slice, Array]]:
+        for start in range(0, k, _ROWS):
+            rows = slice(start, start + _ROWS)
+            if gram is None or scale <= 0:
+                yield rows, y[rows]
+            else:
+                yield rows, (gram[rows] / scale).astype(y.dtype) @ y + y.dtype.type(RIDGE) * y[rows]
+
+    return act
+
+
+def _back(m: Array, parts: Iterator[tuple[slice, Array]]) -> Array:
+    """M^T y, of y in rows."""
+    rows, part = next(parts)
+    found = np.asarray(m[rows].T @ part)
+    for rows, part in parts:
+        found += m[rows].T @ part
+    return found
 
 
 def _largest(symmetric: Array, count: int) -> tuple[Array, Array]:
@@ -111,18 +141,22 @@ def _root(gram: Array) -> Array:
         return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
-def _projected(m: Array, gram: Array | None, rank: int) -> tuple[Array, Array, Array]:
+def _projected(m: Array, weighted: Callable[[Array], Iterator[tuple[slice, Array]]], rank: int) -> tuple[Array, Array, Array]:
     """A, B and the eigenvalues of the first components of M^T G M, from its action on few random vectors."""
-
-    def act(v: Array) -> Array:
-        y = m @ v
-        return np.asarray(m.T @ (y if gram is None else gram @ y))
-
     random = np.random.default_rng(0)
     q: Array = random.standard_normal((m.shape[1], rank + _OVERSAMPLE), dtype=np.float32)
     for _ in range(_POWER):
-        q = act(q)  # the old one is let go of before the next is made
-        q = np.linalg.qr(q)[0]
-    found, inner = _largest(q.T @ act(q), rank)
+        q = _back(m, weighted(m @ q))  # the old one is let go of before the next is made
+        _orthonormalize(q)
+    found, inner = _largest(q.T @ _back(m, weighted(m @ q)), rank)
     q = q @ inner
     return m @ q, q.T, found
+
+
+def _orthonormalize(q: Array) -> None:
+    """Make the columns orthonormal in place: block by block, each twice against those before it."""
+    for start in range(0, q.shape[1], _COLUMNS):
+        before, block = q[:, :start], q[:, start : start + _COLUMNS]
+        for _ in range(2):
+            block -= before @ (before.T @ block)
+            block[:] = np.linalg.qr(block)[0]

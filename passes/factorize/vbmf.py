@@ -18,6 +18,8 @@ import numpy as np
 
 from graphopt.contracts import Array
 
+from .decompose import LARGE
+
 _SLOPE = 2.5129
 _GRID = 400
 """Variances that are tried, evenly spaced as factors: the function of s2 has several minima."""
@@ -26,8 +28,8 @@ _GRID = 400
 def rank(matrix: Array) -> int:
     """The number of components of ``matrix`` [k, n] that are more than noise; 0 to min(k, n)."""
     rows, columns = sorted(matrix.shape)
-    wide = matrix.astype(np.float64)
-    wide = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide.astype(np.float64, copy=False) if rows < LARGE else wide
     squares = np.maximum(np.linalg.eigvalsh(wide @ wide.T)[::-1], 0.0)  # falling
     if not np.isfinite(squares).all() or squares[0] <= 0:
         return 0
