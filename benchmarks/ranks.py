@@ -58,8 +58,8 @@ def main() -> None:
     large = (
         f"A weight of {_SIZE}×{_SIZE} in float32 with second moments of its inputs: *CPU s* of the decomposition, and the most "
         "memory that it takes beyond the weight and the moments, as a multiple of the weight; *lost* is the part of the output "
-        "energy that is lost, *least* what the best factors would lose, by all eigenvalues in float64. The weight is random, and so "
-        "are the inputs: no case is harder, since components hardly differ."
+        "energy that is lost, *least* what the best factors would lose, by all eigenvalues in float64. The weight is "
+        "random, and so are the inputs: no case is harder, since components hardly differ."
     )
     header = ("rank", "plain SVD", "on data", "better on data")
     table = [

@@ -13,9 +13,9 @@ Liebenwein et al., ALDS, 2021). A ridge on G, relative to its diagonal, keeps M 
 
 Of large matrices the components are found by a random projection and power iterations (Halko, Martinsson and Tropp 2011,
 algorithm 4.4), in float32: squares of singular values below 1e-7 of the largest are then noise, far below what truncation
-leaves out. numpy decomposes in float64 whatever it is given, and takes five times the matrix for it: so G is read in rows and never
-copied, a basis is made orthonormal a few columns at a time, and only a matrix of the rank's size is decomposed. Much longer or
-wider than square, a weight is large beside the smaller of its two second moments, which is then decomposed whole.
+leaves out. numpy decomposes in float64 whatever it is given, and takes five times the matrix for it: so G is read in rows and
+never copied, a basis is made orthonormal a few columns at a time, and only a matrix of the rank's size is decomposed. A weight
+much longer or wider than square is large beside the smaller of its two second moments, which is then decomposed whole.
 """
 
 from __future__ import annotations
