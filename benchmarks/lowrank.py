@@ -87,9 +87,9 @@ _RANKS = (
 )
 
 
-_PARTS = (0.8, 0.7, 0.55, 0.4)
+_PARTS = (0.7, 0.55, 0.4)
 """Of the multiply-accumulates that remain, in the comparison with and without refit."""
-_WIDE_PARTS = (0.55, 0.15)
+_WIDE_PARTS = (0.15,)
 
 
 def _refit(options: Any) -> None:

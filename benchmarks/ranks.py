@@ -30,7 +30,7 @@ _PARTS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 _SAMPLES = 256
 _ROWS = 128
 _SIZE = 4096
-_LARGE_RANKS = (256, 1024, 1536, 1944)
+_LARGE_RANKS = (256, 1024, 1944)
 """The last one is the largest that saves anything worth it, and so the largest that is asked for."""
 
 
@@ -126,8 +126,8 @@ def _large(rank: int) -> tuple[float, float, float]:
     held, begun = _bytes("VmRSS"), time.process_time()
     factors = decompose(matrix, gram, rank)
     spent, peak = time.process_time() - begun, _bytes("VmHWM")
-    left = matrix - factors.a @ factors.b
-    return spent, (peak - held) / matrix.nbytes, _energy(left, gram) / _energy(matrix, gram)
+    left, moments = matrix - factors.a @ factors.b, gram.astype(np.float32)
+    return spent, (peak - held) / matrix.nbytes, _energy(left, moments) / _energy(matrix, moments)
 
 
 def _least() -> list[float]:

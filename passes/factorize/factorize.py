@@ -97,7 +97,7 @@ class _Known:
     factored: dict[str, Factored] = field(default_factory=dict)
     means: dict[str, Array] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
-    """Sites that are slower in every form, and how much."""
+    """Sites that are slower in every form."""
 
 
 class Factorize(LossyPass):
@@ -162,8 +162,9 @@ class Factorize(LossyPass):
         by_name = {layer.name: layer for layer in layers(model)}
         names = Names(model)
         planned = {site.name for site in plan}
-        slower = [(name, why) for name, why in known.declined.items() if name not in planned]
-        changes = [Change(name, "left alone", why, done=False) for name, why in slower]
+        costly = "it loses more for what it saves than the layers that were taken"
+        left = [name for name in known.factored if name in by_name and name not in planned]
+        changes = [Change(name, "left alone", known.declined.get(name, costly), done=False) for name in left]
         original = models.clone(model)
         written = {use.node.outputs[0].name for site in plan for use in by_name[site.name].uses}
         for site, setting in plan.items():
@@ -182,7 +183,7 @@ class Factorize(LossyPass):
         for site, option in ((site, _option(setting)) for site, setting in plan.items()):
             series[site.name] = self._known.factored[site.name].spectra[option.kind].tolist()
             marks[site.name] = float(option.ranks[0])
-        title = "Singular values of the factorized layers, the largest as 1; those that were kept are filled"
+        title = "Singular values of the factorized layers up to the largest rank that saves anything; those kept are filled"
         return (Figure(title, "curves", series, marks=marks),)
 
     # ------------------------------------------------------------------------------------------------------------- sites

@@ -221,7 +221,7 @@ def _declined(node: ir.Node) -> Iterator[Layer]:
         return
     weight = node.inputs[1]
     if weight is not None and weight.is_initializer():
-        why = "its weight is an input too: a caller may give another one"
+        why = "its weight is an input too: a caller may give another one (simplify.freeze=true if none does)"
     elif constant(node.inputs[0]) is not None:
         why = "its constant is on the left"
     else:
