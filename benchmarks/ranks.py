@@ -76,7 +76,7 @@ def _lost() -> list[tuple[float, list[float], list[float]]]:
     zoo = common.zoo()
     loaded = model.load(zoo / "models" / f"{_MODEL}.onnx")
     chosen = [one for one in layers(loaded) if one.conv and not one.why and one.shape[1] > 3]
-    seen, unseen = (_moments(loaded, chosen, zoo / "data" / "cifar10" / f"{name}.npz") for name in ("calib", "eval"))
+    seen, unseen = (moments(loaded, chosen, zoo / "data" / "cifar10" / f"{name}.npz") for name in ("calib", "eval"))
     found = []
     for part in _PARTS:
         lost: tuple[list[float], list[float]] = ([], [])
@@ -85,16 +85,16 @@ def _lost() -> list[tuple[float, list[float], list[float]]]:
             rank = max(1, round(part * min(matrix.shape)))
             for losses, given in zip(lost, (None, gram), strict=True):
                 factors = decompose(matrix, given, rank)
-                losses.append(_energy(matrix - factors.a @ factors.b, other) / _energy(matrix, other))
+                losses.append(energy(matrix - factors.a @ factors.b, other) / energy(matrix, other))
         found.append((part, *lost))
     return found
 
 
-def _energy(matrix: Array, gram: Array) -> float:
+def energy(matrix: Array, gram: Array) -> float:
     return float(np.vdot(matrix, gram @ matrix))
 
 
-def _moments(loaded: ir.Model, chosen: Sequence[Any], path: Path) -> list[Array]:
+def moments(loaded: ir.Model, chosen: Sequence[Any], path: Path) -> list[Array]:
     """Second moments of each layer's inputs on some images."""
     target = targets.load("cpu")
     data = open_dataset(str(path), model.input_specs(loaded)).first(_SAMPLES)
@@ -127,7 +127,7 @@ def _large(rank: int) -> tuple[float, float, float]:
     factors = decompose(matrix, gram, rank)
     spent, peak = time.process_time() - begun, _bytes("VmHWM")
     left, moments = matrix - factors.a @ factors.b, gram.astype(np.float32)
-    return spent, (peak - held) / matrix.nbytes, _energy(left, moments) / _energy(matrix, moments)
+    return spent, (peak - held) / matrix.nbytes, energy(left, moments) / energy(matrix, moments)
 
 
 def _least() -> list[float]:

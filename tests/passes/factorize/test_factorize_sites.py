@@ -154,3 +154,13 @@ def test_names_inputs_outputs_and_metadata_stay() -> None:
     assert done.proto.graph.output[0] == proto.graph.output[0]
     assert done.proto.graph.node[-1].name == "last"
     assert done.proto.metadata_props[0].value == "me"
+
+
+def test_a_layer_that_could_be_factorized_and_is_not_planned_says_why() -> None:
+    proto = with_weights(
+        "g (float[N, 24] x) => (float[N, 24] y) { a = MatMul(x, u)\n r = Relu(a)\n y = MatMul(r, v) }",
+        u=_normal(24, 24),
+        v=_normal(24, 24),
+    )
+    done = factorize(proto, lambda site: site.settings[0] if site.name == "a" else None, pass_options={"energy": 0.5}, x=X)
+    assert [(one.site, one.done) for one in done.changes if one.what == "left alone"] == [("y", False)]
