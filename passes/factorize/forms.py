@@ -14,7 +14,8 @@ the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for t
 
 The P of a smaller rank is a part of that of a larger one, so one product with G serves all ranks.
 
-CP (1 x 1, k x 1 and 1 x k by channel, 1 x 1) is not offered: docs/cp.md has what it would give. It has no closed form.
+CP (1 x 1, k x 1 and 1 x k by channel, 1 x 1) is not offered yet. It has no closed form, and each rank is fitted by itself, but
+loses about half of what the others lose at equal speed (docs/cp.md).
 """
 
 from __future__ import annotations
