@@ -156,7 +156,9 @@ class Evidence:
             return math.inf
         if self._over_budget(found) is None and (found.metric is None or not self.max_drop):
             return 0.0
-        return math.inf if found.mismatches or not self.max_drop or not found.metric else found.metric.drop / self.max_drop
+        if found.mismatches or not self.max_drop or not found.metric:
+            return math.inf
+        return round(found.metric.drop / self.max_drop, 9)  # what is the whole budget to the last bit is not more
 
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""

@@ -9,7 +9,7 @@ what they save for the damage that they do, and a split of the budget is a numbe
 What a step saves is what it saves in the end. The passes that follow the graded ones (the tail: int8) are run alone first; from
 then on a model's times are those that it has after them. Then, each judged end to end, by the file that would be written:
 
-    the tail alone;   the graded passes within most of the budget, then the tail;   if that does not pay, within less of it
+    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, the next fewer steps tried
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe, Step
     from .report.schema import PassRow
 
-_PARTS = (0.9, 0.5)
-"""Of the budget for the graded passes, where others follow: what these will cost is not known."""
-_FIRST = 0.1
+_FIRST = 0.05
 """Damage, the noise-to-signal ratio of the outputs, that is tried first."""
 _FACTOR = 3.0
 """How much more, or less, is tried next."""
@@ -46,8 +44,8 @@ _PROBES = 5
 """Numbers of steps that are tried at most."""
 _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
-_SIZE = 0.25
-"""What a part of the file is worth, to the same part of the time, under the goal of latency."""
+_ENDS = 2
+"""Numbers of steps that the tail follows at most."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
@@ -78,7 +76,7 @@ class _Head:
     rows: Sequence[PassRow]
     files: Sequence[Path | None]
     spent: float
-    """The part of the budget."""
+    """The part of the budget; below zero where the metric has risen."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,8 @@ class Joint:
         run = self.run
         self._end(self._head(()), self._named(self.tail) + " alone" if self.tail else "nothing")
         order = self._order()
-        for part in (_PARTS if self.tail else (1.0,)) if order else ():
-            head = self._harshest(order, part)
-            if head is None:
-                break
-            self._end(head, f"{self._named(self.priced)} within {part:.0%} of the budget first")
+        for head in self._within_budget(order):
+            self._end(head, f"{self._named(self.priced)} for {max(head.spent, 0):.0%} of the budget first")
             if self.ends[-1].score > _CLOSE * self.ends[0].score:
                 break
         best = max(self.ends[1:], key=lambda end: end.score, default=self.ends[0])
@@ -178,16 +173,18 @@ class Joint:
                     found.append(Bought(gain, at, site.name, setting.label, grades[site, setting].damage))
                 return Outcome(True, "")
 
-            self.trial.guarded(rewrite, graded)
+            outcome = self.trial.guarded(rewrite, graded)
+            if not outcome.kept:
+                run.notes.append(f"{rewrite.name} was left out: {outcome.why}.")
         return sorted(found, key=lambda step: -step.gain)  # stable: a site's own steps stay in order
 
     def _worth(self, context: Context) -> Callable[[Grade], float]:
-        """What a saving is worth: the part of the file, and of the time where that is the goal."""
+        """What a saving is worth: the part of the file, and as much for the same part of the time where that is the goal."""
         before = self.run.stages[-1]
         if not self._on_the_clock or context.profile is None:
             return lambda grade: grade.bytes / before.bytes
         whole = sum(kernel.milliseconds for kernel in context.profile(before.model)) or 1.0
-        return lambda grade: grade.milliseconds / whole + _SIZE * grade.bytes / before.bytes if grade.milliseconds > 0 else 0.0
+        return lambda grade: grade.milliseconds / whole + grade.bytes / before.bytes if grade.milliseconds > 0 else 0.0
 
     def _times_in_the_end(self, graph: ir.Model) -> Sequence[NodeTime]:
         """Time of each node of a model as it is after the tail's first pass that changes sites one by one."""
@@ -207,23 +204,23 @@ class Joint:
 
     # ------------------------------------------------------------------------------------------------------------- splits
 
-    def _harshest(self, order: Sequence[Bought], part: float) -> _Head | None:
-        """The graded passes with as many steps taken as a part of the budget allows; None where it allows none.
+    def _within_budget(self, order: Sequence[Bought]) -> list[_Head]:
+        """The graded passes with as many steps taken as the budget allows, and with the next fewer that were tried.
 
         Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
         two, and halved between them, as a factor.
         """
         damage = sums(order)
         low, high = 0, len(order) + 1
-        at, found = _FIRST, None
+        at, found = _FIRST, list[_Head]()
         with self.run.progress.stage("choosing how much of each pass") as step:
             for _ in range(_PROBES):
                 count = int(np.searchsorted(damage, at, side="right"))
                 if not low < count < high:
                     break
                 head = self._head(order[:count])
-                if head.spent <= part:
-                    low, found = count, head
+                if head.spent <= 1:
+                    low, found = count, [head, *found[: _ENDS - 1]]
                 else:
                     high = count
                 step(1)

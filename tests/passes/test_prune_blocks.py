@@ -142,9 +142,15 @@ def test_a_block_is_graded_by_what_it_saves_and_does() -> None:
 def test_the_time_of_fused_kernels_is_that_of_the_layer_and_saved_in_steps_of_the_targets_width() -> None:
     net = Net(x=["N", 3, 8, 8])
     before = net.model(net.conv(net("Relu", net.conv("x", 3, 32)), 32, 4))
-    profile = (NodeTime("relu1_nchwc", "Conv", "CPU", 1.0, origin="relu1"),)
+
+    def profile(graph: ir.Model) -> list[NodeTime]:
+        weight = next(node.inputs[1] for node in graph.graph if node.op_type == "Conv")
+        assert weight is not None
+        assert weight.const_value is not None
+        return [NodeTime("relu1_nchwc", "Conv", "CPU", weight.const_value.shape.numpy()[0] / 32, origin="relu1")]
+
     with context(before, **normal(before, 12)) as made:
-        timed = dataclasses.replace(made, profile=lambda _: profile)
+        timed = dataclasses.replace(made, profile=profile)
         rewrite = PruneChannels(PruneChannels.Options(macs=0.5))
         [site, *_] = [site for site in rewrite.sites(before, timed) if site.settings]
         grades = rewrite.grades(before, [site], timed)
