@@ -61,10 +61,10 @@ def measured(
                 found[site] = harm(change(start, site))
                 step(1)
         with context.progress.stage("measuring what blocks do to the outputs one after another"):
-            return found | _in_turn(start, {site: found[site] for site in saved}, saved, change, harm)
+            return found | in_turn(start, {site: found[site] for site in saved}, saved, change, harm)
 
 
-def _in_turn(
+def in_turn(
     start: Version,
     alone: Mapping[Site, float],
     saved: Mapping[Site, float],

@@ -11,7 +11,8 @@ import pytest
 from graphopt import allocate, model
 from graphopt.contracts import Grade, NodeTime, Plan, Setting, Site
 from graphopt.model import parameters
-from graphopt.passes.prune import PruneChannels, PruneHeads, PruneLayers
+from graphopt.passes.prune import PruneChannels, PruneHeads, PruneLayers, damage
+from graphopt.passes.prune.refit import Past, Version
 
 from channels import Net
 from channels import feed as normal
@@ -184,3 +185,20 @@ def test_what_a_block_saves_is_counted_with_the_sizes_that_the_data_have() -> No
         [site] = rewrite.sites(before, made)
         [grade] = rewrite.grades(before, [site], made).values()
     assert grade.macs == 2 * 5 * 8 * 16
+
+
+def test_of_blocks_that_stand_in_for_each_other_the_second_is_dear() -> None:
+    start = Version(chain(1), Past.none(chain(1), {}))
+    setting = Setting("left out", "left out")
+    alone = {Site(name, "Add", (setting,)): one for name, one in [("a", 0.01), ("b", 0.011), ("c", 0.03)]}
+
+    def change(version: Version, site: Site) -> Version:
+        learned = {**version.past.learned, site.name: ()}
+        return dataclasses.replace(version, past=dataclasses.replace(version.past, learned=learned))
+
+    def harm(version: Version) -> float:
+        gone = {*version.past.learned}
+        return sum(one for site, one in alone.items() if site.name in gone) + (0.08 if gone >= {"a", "b"} else 0.0)
+
+    found = damage.in_turn(start, alone, dict.fromkeys(alone, 1.0), change, harm)
+    assert {site.name: round(one, 6) for site, one in found.items()} == {"a": 0.01, "b": 0.091, "c": 0.03}
