@@ -33,6 +33,8 @@ DEFAULT = "cpu"
 """The target that commands use when none is named."""
 REFERENCE = "cpu"
 """The target whose answers count: what every other one's are compared with."""
+GRADIENTS = "torch"
+"""The target whose runtime has gradients."""
 _FOLDER = Path(__file__).parent / "targets"
 _AVX2_WIDTH, _WIDTH = 8, 16
 """Channels in a block of the layout in which onnxruntime convolves."""

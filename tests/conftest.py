@@ -15,6 +15,7 @@ settings.load_profile("same")  # every run tries the same examples; --hypothesis
 ENGINES = {
     "openvino": "needs pip install 'graphopt[openvino]'; run with -m openvino",
     "qnn": "needs pip install 'graphopt[qnn]'; run with -m qnn",
+    "torch": "needs pip install 'graphopt[torch]'; run with -m torch",
     "web": "needs Chromium and the npm package onnxruntime-web; run with -m web",
 }
 

@@ -15,10 +15,10 @@ from helpers import small_cnn, write
 
 SHIPPED = [
     *("coreml", "cpu", "cpu-amx", "cpu-any", "cpu-arm64", "cpu-avx2", "cpu-vnni", "cuda", "directml", "mobile", "nnapi"),
-    *("openvino-cpu", "openvino-gpu", "openvino-npu", "openvino-plugin", "qnn-htp", "tensorrt", "web-wasm", "web-webgpu"),
-    "xnnpack",
+    *("openvino-cpu", "openvino-gpu", "openvino-npu", "openvino-plugin", "qnn-htp", "tensorrt", "torch", "web-wasm"),
+    *("web-webgpu", "xnnpack"),
 ]
-WITHOUT_INTEGERS = {"coreml", "cuda", "web-webgpu"}
+WITHOUT_INTEGERS = {"coreml", "cuda", "torch", "web-webgpu"}
 
 
 def test_every_target_that_ships_says_how_it_wants_integers() -> None:

@@ -11,7 +11,18 @@ both on a page each.
 """
 
 from .passes import BasePass, Context, LossyPass, Pass, PassOptions
-from .runtimes import Availability, Example, NodeTime, Packaged, Partition, Runtime, Session, SessionOptions
+from .runtimes import (
+    Availability,
+    Example,
+    Network,
+    NodeInput,
+    NodeTime,
+    Packaged,
+    Partition,
+    Runtime,
+    Session,
+    SessionOptions,
+)
 from .values import (
     GOALS,
     Array,
@@ -48,6 +59,8 @@ __all__ = [
     "Grade",
     "LossyPass",
     "Need",
+    "Network",
+    "NodeInput",
     "NodeTime",
     "Packaged",
     "Partition",

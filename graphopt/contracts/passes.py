@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graphopt.partitions import Cut
     from graphopt.targets import Target
 
-    from .runtimes import NodeTime, Session
+    from .runtimes import Network, NodeTime, Session
 
 
 class PassOptions(BaseModel):
@@ -86,6 +86,17 @@ class Context:
             samples=samples,
             cache=self.observed,
         )
+
+    def network(self, model: ir.Model) -> Network:
+        """The model with gradients, which torch computes; its nodes and values must stay as they are.
+
+        Raises:
+            MissingError: Torch is not installed.
+            ModelError: The model has operators that cannot be differentiated; all of them are named.
+        """
+        from graphopt import targets
+
+        return targets.runtime(targets.load(targets.GRADIENTS)).network(model)
 
 
 class BasePass(abc.ABC):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from .values import Array, Feed, Progress, TensorSpec
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphopt.targets import Target
+
+NodeInput: TypeAlias = "tuple[ir.Node, int]"
+"""What a node reads at one of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,28 @@ class Session(abc.ABC):
         self.close()
 
 
+class Network(Protocol):
+    """A model that is executed with gradients; tensors are torch's (``Any`` here: the core does not import it)."""
+
+    @property
+    def weights(self) -> Mapping[ir.Value, Any]:
+        """Leaves, by the model's own values: what is to be trained is made to require a gradient."""
+        ...
+
+    def run(
+        self,
+        feed: Mapping[str, Any],
+        through: Mapping[NodeInput, Callable[[Any], Any]] | None = None,
+        keep: Collection[ir.Value] = (),
+    ) -> dict[ir.Value, Any]:
+        """The outputs and the values to be kept; ``through`` changes what a node is given at an input.
+
+        Raises:
+            ModelError: A node fails.
+        """
+        ...
+
+
 class Runtime(abc.ABC):
     """An engine. One instance per process, created without arguments; heavy imports happen inside the methods."""
 
@@ -203,6 +230,17 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def partition(self, model: Path, target: Target) -> Partition:
         """Which nodes the target's provider takes."""
+
+    def network(self, model: ir.Model) -> Network:
+        """The model with gradients; its nodes and values must stay as they are.
+
+        Raises:
+            ModelError: The runtime cannot differentiate it, or any model.
+        """
+        from graphopt.errors import ModelError
+
+        del model
+        raise ModelError(f"the runtime {self.name!r} has no gradients")
 
     def package(self, model: Path, target: Target, folder: Path, example: Example, progress: Progress) -> Packaged | None:
         """Make of the folder what the device needs: it holds the model (``model``) and nothing else so far.
