@@ -8,6 +8,7 @@ activation    mean square of what the unit gives, where layers read it
 apoz          the part of what the unit gives that is not zero, there (Hu et al. 2016: average percentage of zeros); l2 where
               nothing is ever zero, as no ReLU is
 wanda         norm of the weights that read the unit, each times the root mean square of what it multiplies (Sun et al. 2024)
+taylor, obd   by gradients: see ``gradients``
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from graphopt.graphs import constant
 
 from .selection import Reader
 
-Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "batchnorm", "random", "activation", "apoz", "wanda"]
+Criterion = Literal["reconstruction", "l1", "l2", "fpgm", "batchnorm", "random", "activation", "apoz", "wanda", "taylor", "obd"]
+BY_GRADIENTS = frozenset({"taylor", "obd"})
 
 
 def slices(use: Use, size: int) -> list[Array]:

@@ -24,7 +24,7 @@ from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass,
 from graphopt.dataset import Dataset
 from graphopt.reconstruct import Step, refit
 
-from . import criteria, damage, readers, selection, shares
+from . import criteria, damage, gradients, readers, selection, shares
 from .blocks import Block, blocks, leave_out
 from .refit import Past, Version
 from .selection import Reader, Selection
@@ -357,27 +357,31 @@ class Structured(LossyPass):
             free = {name: group for name, group in groups.items() if group.prunable}
             assert context.data is not None, "the pass says that it needs data"
             samples = damage.fitted_on(context.data, self.options.samples)
-            active = readers.active(parts.model, free, context, samples) if self.criterion == "apoz" else {}
+            given: dict[str, Array] = {}
+            if self.criterion == "apoz":
+                given = readers.active(parts.model, free, context, samples)
+            elif self.criterion in criteria.BY_GRADIENTS:
+                given = gradients.scores(parts.model, free, self.criterion, context, samples)
             with context.progress.stage("weighing channels", len(free)) as step:
                 for pack in readers.packs(parts.model, free, context, samples):
                     for name, readings in pack.items():
                         group = free[name]
                         counts = self._counts(name, group.size, context) or [0]
                         asked = [reader for _, found in readings for reader in found]
-                        known.selections[name] = self._select(group, asked, counts[-1], active.get(name))
+                        known.selections[name] = self._select(group, asked, counts[-1], given.get(name))
                         step(1)
             known.sizes = {name: group.size for name, group in groups.items()} | dict.fromkeys(parts.blocks, 1)
             known.declined = frozenset(groups.keys() - free.keys())
             self._known = known
         return self._known
 
-    def _select(self, group: Group, readers: Sequence[Reader], most: int, active: Array | None) -> Selection:
-        """The order of a group's units, of ``most`` at least; ``active`` [size] where it is known and decides."""
+    def _select(self, group: Group, readers: Sequence[Reader], most: int, given: Array | None) -> Selection:
+        """The order of a group's units, of ``most`` at least; ``given`` [size] are scores that decide, where there are."""
         criterion = self.criterion
         if criterion == "reconstruction" and readers:
             found = selection.surgeon(readers, group.size, most if len(group.parts) == 1 else group.size - 1)
-        elif active is not None:
-            found = selection.ranked(active, group.size)
+        elif given is not None:
+            found = selection.ranked(given, group.size)
         elif criterion in {"activation", "wanda"} and readers:
             found = selection.ranked(criteria.by_readers(readers, group.size, criterion), group.size)
         else:
