@@ -1,0 +1,80 @@
+"""What decides which channels go: every criterion at the same number of MACs, with and without fitting what is left.
+
+One model, no labels and no training; groups and blocks are chosen as always, by the damage that is measured, so that the
+criterion decides only which units of a group go. Needs GRAPHOPT_ZOO, and torch for the criteria by gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graphopt.registry import pass_class
+
+import common
+
+MODEL, LEFT = "cifar_resnet56", 0.69
+
+
+def main() -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--model", default=MODEL, help="a model of the zoo on CIFAR-10")
+    parser.add_argument("--only", nargs="*", metavar="CRITERION", help="these criteria only")
+    options = parser.parse_args()
+    schema = pass_class("prune.channels").Options.model_json_schema()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for criterion in options.only or schema["properties"]["criterion"]["enum"]:
+            figures[criterion] = {
+                fit: pruned(options.model, criterion, fit, Path(folder) / "out.onnx") for fit in ("on", "off")
+            }
+            print(criterion, figures[criterion], file=sys.stderr, flush=True)
+    before = next(found["before"] for both in figures.values() for found in both.values() if "before" in found)
+    text = (
+        f"{options.model}, top-1 {before:.4f}, pruned to at most {LEFT} of its MACs with `--goal size` and `blocks=false`: "
+        "1,000 images without labels, top-1 of 1,000 others. *Fitted* is as pruning does by default; without it "
+        "(`reconstruct=false`) the weights that are left stay as they are. *CPU s* is of the whole call with fitting, on one "
+        "thread, without timing."
+    )
+    header = ("criterion", "top-1, fitted", "MACs", "top-1, not fitted", "MACs", "CPU s")
+    common.publish(
+        "criteria", "Which channels go", [text, common.table(header, [row(*one) for one in figures.items()])], figures, options
+    )
+
+
+def pruned(model: str, criterion: str, fit: str, out: Path) -> dict[str, Any]:
+    """What the command made of the model: its report's figures, or ``failed``."""
+    data = common.zoo() / "data" / "cifar10"
+    settings = {"macs": LEFT, "criterion": criterion, "blocks": "false", "reconstruct": "true" if fit == "on" else "false"}
+    ran = common.run(
+        [
+            *(sys.executable, "-P", "-m", "graphopt", "optimize", common.zoo() / "models" / f"{model}.onnx", "-o", out),
+            *("--recipe", "prune", "--data", data / "calib.npz", "--eval", data / "eval.npz", "--max-drop", 1),
+            *("--goal", "size", "--timing", "off", "--json"),
+            *(part for name, value in settings.items() for part in ("--set", f"prune.channels.{name}={value}")),
+        ],
+        env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )
+    report = json.loads(ran.stdout) if ran.stdout.startswith("{") else None
+    if report is None or report["output"] is None:
+        return {"failed": ran.stderr.strip() if report is None else report["verdict"]}
+    metric = report["validation"]["metric"]
+    macs = report["output"]["macs"] / report["input"]["macs"]
+    return {"before": metric["before"], "after": metric["after"], "macs": macs, "cpu_seconds": ran.cpu_seconds}
+
+
+def row(criterion: str, found: dict[str, Any]) -> Sequence[object]:
+    """A line of the table."""
+    cells: list[object] = [f"`{criterion}`"]
+    for fit in ("on", "off"):
+        one = found[fit]
+        cells += [one["failed"].splitlines()[0], ""] if "failed" in one else [f"{one['after']:.4f}", f"{one['macs']:.3f}"]
+    return (*cells, f"{found['on'].get('cpu_seconds', 0):.1f}")
+
+
+if __name__ == "__main__":
+    main()
