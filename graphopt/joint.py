@@ -9,7 +9,7 @@ what they save for the damage that they do, and a split of the budget is a numbe
 What a step saves is what it saves in the end. The passes that follow the graded ones (the tail: int8) are run alone first; from
 then on a model's times are those that it has after them. Then, each judged end to end, by the file that would be written:
 
-    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, fewer steps
+    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, the next fewer steps tried
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _PROBES = 5
 """Numbers of steps that are tried at most."""
 _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
-_NEAR = 0.8
-"""Of the budget: what spends so much and holds it is harsh enough."""
+_ENDS = 2
+"""Numbers of steps that the tail follows at most."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
@@ -204,8 +204,8 @@ class Joint:
 
     # ------------------------------------------------------------------------------------------------------------- splits
 
-    def _within_budget(self, order: Sequence[Bought]) -> Iterator[_Head]:
-        """Yield the graded passes with as many steps taken as the budget allows, then, if asked for more, with fewer.
+    def _within_budget(self, order: Sequence[Bought]) -> list[_Head]:
+        """The graded passes with as many steps taken as the budget allows, and with the next fewer that were tried.
 
         Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
         two, and halved between them, as a factor.
@@ -220,7 +220,7 @@ class Joint:
                     break
                 head = self._head(order[:count])
                 if head.spent <= 1:
-                    low, found = count, [head, *found[:1]]
+                    low, found = count, [head, *found[: _ENDS - 1]]
                 else:
                     high = count
                 step(1)
