@@ -9,7 +9,7 @@ what they save for the damage that they do, and a split of the budget is a numbe
 What a step saves is what it saves in the end. The passes that follow the graded ones (the tail: int8) are run alone first; from
 then on a model's times are those that it has after them. Then, each judged end to end, by the file that would be written:
 
-    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, the next fewer steps tried
+    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, fewer steps
 """
 
 from __future__ import annotations
