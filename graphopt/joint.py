@@ -44,8 +44,8 @@ _PROBES = 5
 """Numbers of steps that are tried at most."""
 _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
-_ENDS = 2
-"""Numbers of steps that the tail follows at most."""
+_NEAR = 0.8
+"""Of the budget: what spends so much and holds it is harsh enough."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
@@ -204,8 +204,8 @@ class Joint:
 
     # ------------------------------------------------------------------------------------------------------------- splits
 
-    def _within_budget(self, order: Sequence[Bought]) -> list[_Head]:
-        """The graded passes with as many steps taken as the budget allows, and with the next fewer that were tried.
+    def _within_budget(self, order: Sequence[Bought]) -> Iterator[_Head]:
+        """Yield the graded passes with as many steps taken as the budget allows, then, if asked for more, with fewer.
 
         Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
         two, and halved between them, as a factor.
@@ -220,7 +220,7 @@ class Joint:
                     break
                 head = self._head(order[:count])
                 if head.spent <= 1:
-                    low, found = count, [head, *found[: _ENDS - 1]]
+                    low, found = count, [head, *found[:1]]
                 else:
                     high = count
                 step(1)
