@@ -23,7 +23,9 @@ _ENOUGH = 0.1
 """Damage up to which blocks are measured one after another."""
 _NO_DAMAGE = 1e-12
 _SAMPLES = 96
-"""On which the damage of each site is measured, of few data a third; as many others are what the change is fitted to."""
+"""On which the damage of each site is measured, of few data a third."""
+_FITTED_ON = 48
+"""Other samples, which the change is fitted to."""
 
 
 def measured(
@@ -44,7 +46,7 @@ def measured(
     """
     assert context.data is not None, "the pass says that it needs data"
     samples = _spare(context.data)
-    fitted = context.data.first(fitted_on(context.data, _SAMPLES))
+    fitted = context.data.first(fitted_on(context.data, _FITTED_ON))
 
     def change(version: Version, site: Site) -> Version:
         return changed(version, site, middle(site.settings), fitted)
