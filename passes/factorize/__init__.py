@@ -4,6 +4,7 @@ layers      which constants are weights of linear maps, and which pairs are fact
 vbmf        how many components of a weight are more than noise
 moments     of what the layers read, on data
 decompose   the best two factors for the inputs that a layer has
+cp          factors that have no closed form, on data
 forms       how a weight can be split, what each form costs, its factors
 write       the factors as operators
 factorize   the pass

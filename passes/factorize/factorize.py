@@ -181,8 +181,10 @@ class Factorize(LossyPass):
             return ()
         series, marks = {}, {}
         for site, option in ((site, _option(setting)) for site, setting in plan.items()):
-            series[site.name] = self._known.factored[site.name].spectra[option.kind].tolist()
-            marks[site.name] = float(option.ranks[0])
+            spectra = self._known.factored[site.name].spectra
+            if option.kind in spectra:  # CP has no singular values
+                series[site.name] = spectra[option.kind].tolist()
+                marks[site.name] = float(option.ranks[0])
         title = "Singular values of the factorized layers up to the largest rank that saves anything; those kept are filled"
         return (Figure(title, "curves", series, marks=marks),)
 

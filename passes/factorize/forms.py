@@ -5,6 +5,8 @@
     spatial   kh x kw, i -> o    -> kh x 1, i -> r;    1 x kw, r -> o                   r (i kh s + o kw)
     tucker    kh x kw, i -> o    -> 1 x 1, i -> q;     kh x kw, q -> r;
                                     1 x 1, r -> o                                   q i s^2 + q r kh kw + r o
+    cp        kh x kw, i -> o    -> 1 x 1, i -> r;     kh x 1 and 1 x kw, each
+                                    channel by itself; 1 x 1, r -> o                r (i s^2 + kh s + kw + o)
 
 in multiply-accumulates for an output position, s the stride. (Zhang et al. 2016 and Jaderberg et al. 2014 for the second and
 the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for the layer's inputs as the form shows them
@@ -14,8 +16,7 @@ the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for t
 
 The P of a smaller rank is a part of that of a larger one, so one product with G serves all ranks.
 
-CP (1 x 1, k x 1 and 1 x k by channel, 1 x 1) is not offered yet. It has no closed form, and each rank is fitted by itself, but
-loses about half of what the others lose at equal speed (docs/cp.md).
+CP has no closed form (``cp``): of small layers alone, at few ranks (docs/cp.md has what it gives).
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ import numpy as np
 
 from graphopt.contracts import Array
 
+from . import cp
 from .decompose import RIDGE, Factors, decompose
 from .layers import Layer, spatial
 
-Kind = Literal["matrix", "channel", "spatial", "tucker"]
+Kind = Literal["matrix", "channel", "spatial", "tucker", "cp"]
 _STEPS = 14
 """Ranks of a form that are offered at most."""
+_CP_STEPS = 5
+"""Of CP, each of which is fitted by itself."""
+_CP_WIDEST = 640
+"""Elements of a patch, up to which CP is fitted: one layer takes seconds then."""
 _LEAST_SAVED = 0.05
 """Part of the layer's multiply-accumulates that a rank must save to be offered."""
 _VECTOR = 8
@@ -90,6 +96,9 @@ class Sizes:
         if option.kind == "spatial":
             across = self.strides[1] if strided else 1
             return r * (self.inputs * self.kernel[0] * across + self.outputs * self.kernel[1])
+        if option.kind == "cp":
+            across = self.strides[1] if strided else 1
+            return r * (self.inputs * area + self.kernel[0] * across + self.kernel[1] + self.outputs)
         if option.kind == "tucker":
             q = option.ranks[0]
             return q * self.inputs * area + q * r * math.prod(self.kernel) + r * self.outputs
@@ -118,8 +127,9 @@ def options(layer: Layer, rank: int | None = None, multiple: int | None = None) 
     found: list[Option] = []
     for kind in _kinds(layer, sizes):
         every = [one for one in _ranks(layer, sizes, kind, rank, multiple) if sizes.cost(one) <= limit]
-        if len(every) > _STEPS:
-            every = [every[round(place)] for place in np.linspace(0, len(every) - 1, _STEPS)]
+        most = _CP_STEPS if kind == "cp" else _STEPS
+        if len(every) > most:
+            every = [every[round(place)] for place in np.linspace(0, len(every) - 1, most)]
         found += every
     return sorted(found, key=lambda one: (-sizes.cost(one), one.kind))
 
@@ -132,6 +142,8 @@ def _kinds(layer: Layer, sizes: Sizes) -> list[Kind]:
         kinds.append("spatial")
     if sizes.group == 1 and math.prod(sizes.kernel) > 1 and sizes.inputs > 3:
         kinds.append("tucker")
+        if len(sizes.kernel) == 2 and min(sizes.kernel) > 1 and sizes.width <= _CP_WIDEST:
+            kinds.append("cp")
     return kinds
 
 
@@ -152,7 +164,9 @@ def _ranks(layer: Layer, sizes: Sizes, kind: Kind, rank: int | None, multiple: i
     full = min(sizes.width, sizes.outputs)
     if kind == "spatial":
         full = min(sizes.inputs * sizes.kernel[0], sizes.outputs * sizes.kernel[1])
-    if layer.is_pair:
+    elif kind == "cp":
+        full = sizes.width * sizes.outputs // sum((sizes.inputs, *sizes.kernel, sizes.outputs))
+    if layer.is_pair and kind != "cp":
         full = min(full, layer.rank - 1)
     if rank is not None:
         return [Option(kind, (rank,))] if rank <= full else []
@@ -186,7 +200,8 @@ class Factored:
     def parts(self, option: Option) -> tuple[Array, ...]:
         """The factors' weights as matrices.
 
-        [group, k, r] and [group, r, n]; spatial [i kh, r] and [r kw, o]; Tucker [i, q], [q kh kw, r] and [r, o].
+        [group, k, r] and [group, r, n]; spatial [i kh, r] and [r kw, o]; Tucker [i, q], [q kh kw, r] and [r, o];
+        CP [i, r], [kh, r], [kw, r] and [r, o].
         """
         if option in self.fitted:
             return self.fitted[option]
@@ -208,8 +223,11 @@ def factorize(matrix: Array, grams: Array | None, sizes: Sizes, offered: Sequenc
     for kind, some in by_kind.items():
         if kind in {"matrix", "channel"}:
             _nested(made, matrix, grams, some)
+            continue
+        gram = _ridged(None if grams is None else grams[0], sizes.width)
+        if kind == "cp":
+            _by_descent(made, matrix[0].astype(np.float64), gram, some)
         else:
-            gram = _ridged(None if grams is None else grams[0], sizes.width)
             _by_least_squares(made, matrix[0].astype(np.float64), gram, kind, some)
     return made
 
@@ -252,6 +270,16 @@ def _by_least_squares(made: Factored, m: Array, gram: Array, kind: Kind, offered
         made.fitted[option] = tuple(part.astype(np.float32) for part in parts)
 
 
+def _by_descent(made: Factored, m: Array, gram: Array, offered: Sequence[Option]) -> None:
+    sizes = made.sizes
+    energy = float(np.vdot(m, gram @ m))
+    for option in offered:
+        parts = cp.fit(m, gram, (sizes.inputs, *_kernel2(sizes)), option.ranks[0])
+        left = m - cp.product(parts)
+        made.loss[option] = min(1.0, float(np.vdot(left, gram @ left)) / energy) if energy > 0 else 0.0
+        made.fitted[option] = tuple(part.astype(np.float32) for part in parts)
+
+
 def _spectrum(found: Sequence[Factors]) -> Array:
     """Singular values, of groups in the mean; the largest as 1."""
     values = np.mean([np.sqrt(np.maximum(-np.diff(one.energy), 0)) for one in found], axis=0)
@@ -281,6 +309,8 @@ def product(sizes: Sizes, option: Option, parts: tuple[Array, ...]) -> Array:
     """Factors multiplied [group, k, n]."""
     if option.kind in {"matrix", "channel"}:
         return np.asarray(np.matmul(parts[0], parts[1]))
+    if option.kind == "cp":
+        return cp.product(parts)[np.newaxis]
     p = as_map(parts[0], sizes, option.kind).reshape(sizes.width, -1)
     second = parts[1] if len(parts) == 2 else parts[1] @ parts[2]
     return np.asarray((p @ second)[np.newaxis])

@@ -4,7 +4,7 @@
     Gemm(x, W) + b           -> Gemm(MatMul(x, A), B) + b
     Gemm(x, W^T) + b         -> Gemm(Gemm(x, B^T), A^T) + b    as W = A B is stored: nothing is transposed
     Gather(W, rows)          -> MatMul(Gather(A, rows), B)
-    Conv(x, W) + b           -> Conv(Conv(x, A), B) + b, or three of them
+    Conv(x, W) + b           -> Conv(Conv(x, A), B) + b, or three or four of them
 
 The last node keeps the name, the output and all that it says of it; strides and paddings go to the factor that has the taps.
 """
@@ -96,6 +96,15 @@ def _stored(layer: Layer, option: Option, parts: tuple[Array, ...]) -> list[Arra
             parts[0].T.reshape(r, sizes.inputs, kh, 1),
             parts[1].T.reshape(sizes.outputs, r, 1, kw),
         ]
+    if option.kind == "cp":
+        (r,) = option.ranks
+        a, b, c, d = parts
+        return [
+            a.T.reshape(r, sizes.inputs, *ones),
+            b.T.reshape(r, 1, sizes.kernel[0], 1),
+            c.T.reshape(r, 1, 1, sizes.kernel[1]),
+            d.T.reshape(sizes.outputs, r, *ones),
+        ]
     q, r = option.ranks
     return [
         parts[0].T.reshape(q, sizes.inputs, *ones),
@@ -111,7 +120,7 @@ def _chain(use: Use, option: Option, weights: Sequence[ir.Value], names: Names) 
     bias = [value for value in node.inputs[2:3] if value is not None] if node.op_type in {"Conv", "Gemm"} else []
     steps: list[tuple[str, list[ir.Value | None], _Attributes]]
     if node.op_type == "Conv":
-        attributes = _CONV[option.kind](use)
+        attributes = _CONV[option.kind](use, option)
         steps = [("Conv", [weight], given) for weight, given in zip(weights, attributes, strict=True)]
     elif node.op_type == "Gather":
         steps = [("MatMul", [weights[1]], {})]
@@ -181,12 +190,14 @@ def _kept(node: ir.Node) -> _Attributes:
 # ------------------------------------------------------------------------------------------------------- convolutions
 
 
-def _channel(use: Use) -> list[_Attributes]:
+def _channel(use: Use, option: Option) -> list[_Attributes]:
+    del option
     asked = _whole(use)
     return [asked, {"group": use.first.attributes.get_int("group", 1)}]
 
 
-def _spatial(use: Use) -> list[_Attributes]:
+def _spatial(use: Use, option: Option) -> list[_Attributes]:
+    del option
     whole = _whole(use)
     rows: dict[str, Any] = {}
     columns: dict[str, Any] = {}
@@ -200,11 +211,22 @@ def _spatial(use: Use) -> list[_Attributes]:
     return [rows, columns]
 
 
-def _tucker(use: Use) -> list[_Attributes]:
+def _cp(use: Use, option: Option) -> list[_Attributes]:
+    rows, columns = ({**one, "group": option.ranks[0]} for one in _spatial(use, option))
+    return [{}, rows, columns, {}]
+
+
+def _tucker(use: Use, option: Option) -> list[_Attributes]:
+    del option
     return [{}, _whole(use), {}]
 
 
-_CONV: Mapping[Kind, Callable[[Use], list[_Attributes]]] = {"channel": _channel, "spatial": _spatial, "tucker": _tucker}
+_CONV: Mapping[Kind, Callable[[Use, Option], list[_Attributes]]] = {
+    "channel": _channel,
+    "spatial": _spatial,
+    "tucker": _tucker,
+    "cp": _cp,
+}
 
 
 def _whole(use: Use) -> dict[str, Any]:

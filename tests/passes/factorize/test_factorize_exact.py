@@ -125,6 +125,20 @@ def test_conv_between_few_channels_is_narrow_in_the_middle(attributes: str) -> N
     assert_same_outputs(proto, chosen.proto, {"x": IMAGES}, CLOSE)
 
 
+@pytest.mark.parametrize("attributes", CONVS.values(), ids=CONVS)
+def test_conv_of_few_outer_products_is_four_that_are_cheap(attributes: str) -> None:
+    factors = [RNG.standard_normal((size, 3)) for size in (16, 8, 3, 3)]
+    proto = _conv(attributes, np.einsum("or,ir,hr,wr->oihw", *factors).astype(np.float32))
+    done = factorize(proto, labelled("cp rank 3"), pass_options={"rank": 3}, x=IMAGES)
+    assert [tuple(one.dims)[1:] for one in done.proto.graph.initializer if len(one.dims) == 4] == [
+        (8, 1, 1),
+        (1, 3, 1),
+        (1, 1, 3),
+        (3, 1, 1),
+    ]
+    assert_same_outputs(proto, done.proto, {"x": IMAGES}, 1e-3)
+
+
 def test_grouped_conv_is_split_group_by_group() -> None:
     weight = np.concatenate([low_rank(RNG, 2, 4 * 9, 8).T, low_rank(RNG, 2, 4 * 9, 8).T]).reshape(16, 4, 3, 3)
     proto = _conv("group = 2, pads = [1, 1, 1, 1],", weight)
