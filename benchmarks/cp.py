@@ -3,9 +3,8 @@
     k x k, C -> C    ->    1 x 1, C -> r;    k x 1 and 1 x k, each channel by itself;    1 x 1, r -> C          (CP, rank r)
 
 Second moments of what each convolution reads are taken on calibration images, and what a form loses of the outputs' energy is
-judged with those of other images. The factors of the other forms are those that ``factorize`` finds. CP has no closed form: it
-is fitted to the weights by alternating least squares, and then to the outputs on data, one factor after the other by conjugate
-gradients. Time is measured for each form at each rank. Needs GRAPHOPT_ZOO.
+judged with those of other images. The factors are those that ``factorize`` finds, of CP with ``factorize.cp=true``. Time is
+measured for each form at each rank. Needs GRAPHOPT_ZOO.
 """
 
 from __future__ import annotations
@@ -36,9 +35,6 @@ _STEP = 4
 """Ranks are multiples of it."""
 _LAYERS = 3
 """Of each number of channels."""
-_ALTERNATIONS = 40
-_SWEEPS = 8
-_GRADIENTS = 8
 _DEPTH = 8
 """Convolutions in a row."""
 _Conv = tuple[int, int, tuple[int, int], int]
@@ -78,8 +74,8 @@ def main() -> None:
                 for one in _others(channels)
             ]
             for rank in sorted({_rounded(part * 9 * channels**2 / (2 * channels + 6)) for part in _PARTS}, reverse=True):
-                lost = [energy(m - _cp(m, gram, channels, rank), other) / energy(m, other) for m, gram, other in known]
-                found = _point(f"{rank}", _cp_convs(channels, rank), float(np.mean(lost)), folder)
+                option = Option("cp", (rank,))
+                found = _point(f"{rank}", _convs(option, channels), _lost(option, channels, known), folder)
                 best = min((one for one in others if one.speed >= found.speed), key=lambda one: one.lost, default=None)
                 better += best is None or found.lost < best.lost
                 rows.append((channels, *found.told, *(best.told if best else ("none", "", ""))))
@@ -88,8 +84,8 @@ def main() -> None:
         f"3×3 convolutions of {_MODEL}, in the mean over {_LAYERS} of each number of channels: the part of the outputs' energy "
         "that is lost on images that nothing was fitted to, and how many times as fast as the convolution the form is, by CPU "
         "time on one thread; in brackets its part of the multiply-accumulates. Beside each rank of CP stands what loses least "
-        f"of the forms that `factorize` has, at {len(_PARTS)} ranks each, of those that are at least as fast. CP loses less in "
-        f"{better} of {len(rows)} rows."
+        f"of the other forms of `factorize`, at {len(_PARTS)} ranks each, of those that are at least as fast; CP is tried only "
+        f"with `factorize.cp=true`. It loses less in {better} of {len(rows)} rows."
     )
     header = ("channels", "CP rank", "speed", "lost", "another form", "speed", "lost")
     common.publish("cp", "The CP form of convolutions", [text, common.table(header, rows)], {"rows": rows}, options)
@@ -117,15 +113,13 @@ def _convs(option: Option, channels: int) -> list[_Conv]:
         return [(channels, r, (3, 3), 1), (r, channels, (1, 1), 1)]
     if option.kind == "spatial":
         return [(channels, r, (3, 1), 1), (r, channels, (1, 3), 1)]
+    if option.kind == "cp":
+        return [(channels, r, (1, 1), 1), (r, r, (3, 1), r), (r, r, (1, 3), r), (r, channels, (1, 1), 1)]
     return [(channels, r, (1, 1), 1), (r, r, (3, 3), 1), (r, channels, (1, 1), 1)]
 
 
-def _cp_convs(channels: int, rank: int) -> list[_Conv]:
-    return [(channels, rank, (1, 1), 1), (rank, rank, (3, 1), rank), (rank, rank, (1, 3), rank), (rank, channels, (1, 1), 1)]
-
-
 def _lost(option: Option, channels: int, known: Sequence[tuple[Array, Array, Array]]) -> float:
-    """What a form of ``factorize`` loses, in the mean."""
+    """What a form loses, in the mean."""
     sizes, found = Sizes(1, channels, channels, (3, 3), (1, 1)), []
     for m, gram, other in known:
         made = factorize(m[np.newaxis], gram[np.newaxis], sizes, [option]).product(option)[0]
@@ -137,68 +131,6 @@ def _point(label: str, form: Sequence[_Conv], lost: float, folder: str) -> Point
     channels = form[0][0]
     whole: list[_Conv] = [(channels, channels, (3, 3), 1)]
     return Point(label, _macs(form) / _macs(whole), _speed(Path(folder), whole, form, channels, _PIXELS[channels]), lost)
-
-
-def _cp(m: Array, gram: Array, channels: int, rank: int) -> Array:
-    """The product [k, n] of CP factors that lose little of x m, for inputs x with these second moments [k, k]."""
-    array = m.reshape(channels, 3, 3, -1)
-    *inner, last = _alternated(array, rank)
-    gram = gram / np.trace(gram) * len(gram) + 1e-3 * np.eye(len(gram))  # the ridge of the other forms
-    right = gram @ m
-    for _ in range(_SWEEPS):
-        p = _khatri_rao(inner)
-        k = p.T @ gram @ p
-        last = np.linalg.solve(k + 1e-9 * np.trace(k) / rank * np.eye(rank), p.T @ right).T
-        square, wanted = last.T @ last, right @ last
-        for axis in range(3):
-            inner[axis] = _descended(inner, axis, gram, square, wanted)
-    return np.asarray(_khatri_rao(inner) @ last.T)
-
-
-def _descended(inner: Sequence[Array], axis: int, gram: Array, square: Array, wanted: Array) -> Array:
-    """One factor after some conjugate gradients of the squared error, which is quadratic in it."""
-
-    def back(p: Array) -> Array:
-        others = [factor for place, factor in enumerate(inner) if place != axis]
-        shaped = np.moveaxis(p.reshape(*(len(factor) for factor in inner), -1), axis, 0)
-        return np.asarray(np.einsum("abcr,br,cr->ar", shaped, *others, optimize=True))
-
-    def act(factor: Array) -> Array:
-        return back(gram @ _khatri_rao([factor if place == axis else one for place, one in enumerate(inner)]) @ square)
-
-    x = inner[axis]
-    residual = back(wanted) - act(x)
-    direction, now = residual, float(np.vdot(residual, residual))
-    for _ in range(_GRADIENTS):
-        moved = act(direction)
-        curvature = float(np.vdot(direction, moved))
-        if curvature <= 0 or now <= 0:
-            break
-        step = now / curvature
-        x, residual = x + step * direction, residual - step * moved
-        before, now = now, float(np.vdot(residual, residual))
-        direction = residual + now / before * direction
-    return x
-
-
-def _khatri_rao(factors: Sequence[Array]) -> Array:
-    """[i, r], [h, r], [w, r] -> [i h w, r]."""
-    return np.asarray(np.einsum("ir,hr,wr->ihwr", *factors).reshape(-1, factors[0].shape[1]))
-
-
-def _alternated(array: Array, rank: int) -> list[Array]:
-    """Factors of [i, 3, 3, o] that lose little of the weights."""
-    random = np.random.default_rng(0)
-    factors = [random.standard_normal((size, rank)) for size in array.shape]
-    for _ in range(_ALTERNATIONS):
-        for axis in range(4):
-            others = [factor for place, factor in enumerate(factors) if place != axis]
-            gram = np.prod([factor.T @ factor for factor in others], axis=0)
-            product = np.einsum("abcd,br,cr,dr->ar", np.moveaxis(array, axis, 0), *others, optimize=True)
-            factors[axis] = product @ np.linalg.pinv(gram)
-            if axis < 3:
-                factors[axis] /= np.linalg.norm(factors[axis], axis=0)
-    return factors
 
 
 def _macs(form: Sequence[_Conv]) -> int:

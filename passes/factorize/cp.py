@@ -4,7 +4,8 @@
 
 There is no closed form. The weight itself is approximated first, by alternating least squares (Harshman 1970); then the outputs
 on data: D by least squares, and A, B and C one after the other by conjugate gradients, the error being quadratic in each
-(Lebedev et al. 2015 fit the weight alone).
+(Lebedev et al. 2015 fit the weight alone). These in float32: they take most of the time.
+A smaller rank starts anew: what is left of a larger one's factors is a worse start than the weight.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ _ALTERNATIONS = 40
 _SWEEPS = 8
 _GRADIENTS = 8
 _NEGLIGIBLE = 1e-9
+_RIDGE = 1e-7
+"""Of normal equations in float32, as a part of their mean diagonal."""
 
 
 def fit(m: Array, gram: Array, shape: tuple[int, int, int], rank: int) -> tuple[Array, Array, Array, Array]:
-    """Factors A [i, r], B [kh, r], C [kw, r] and D [r, o] of ``m`` [i kh kw, o] for inputs with these moments; float64.
+    """Factors A [i, r], B [kh, r], C [kw, r] and D [r, o] of ``m`` [i kh kw, o] for inputs with these moments; float32.
 
     Args:
         m: The weight, so that the layer gives x @ m.
@@ -30,8 +33,9 @@ def fit(m: Array, gram: Array, shape: tuple[int, int, int], rank: int) -> tuple[
         shape: (i, kh, kw).
         rank: Of all four.
     """
-    *inner, last = _alternated(m.reshape(*shape, -1), rank)
-    right = gram @ m
+    *inner, last = (factor.astype(np.float32) for factor in _alternated(m.reshape(*shape, -1), rank))
+    gram = gram.astype(np.float32)
+    right = gram @ m.astype(np.float32)
     for _ in range(_SWEEPS):
         last = _last(inner, gram, right)
         square, wanted = last @ last.T, right @ last.T
@@ -48,11 +52,7 @@ def product(parts: Sequence[Array]) -> Array:
 
 def _last(inner: Sequence[Array], gram: Array, right: Array) -> Array:
     p = _khatri_rao(inner)
-    k = p.T @ gram @ p
-    rank = len(k)
-    return np.asarray(
-        np.linalg.solve(k + np.eye(rank) * (_NEGLIGIBLE * np.trace(k) / rank + np.finfo(float).tiny), p.T @ right)
-    )
+    return _solved(p.T @ gram @ p, p.T @ right).astype(np.float32)
 
 
 def _descended(inner: Sequence[Array], axis: int, gram: Array, square: Array, wanted: Array) -> Array:
@@ -90,12 +90,19 @@ def _alternated(array: Array, rank: int) -> list[Array]:
     """Factors of [i, kh, kw, o] that lose little of the weights, as [size, r] each."""
     random = np.random.default_rng(0)
     factors = [random.standard_normal((size, rank)) for size in array.shape]
+    unfolded = [np.moveaxis(array, axis, 0).reshape(size, -1).T for axis, size in enumerate(array.shape)]
     for _ in range(_ALTERNATIONS):
         for axis in range(4):
             others = [factor for place, factor in enumerate(factors) if place != axis]
             gram = np.prod([factor.T @ factor for factor in others], axis=0)
-            found = np.einsum("abcd,br,cr,dr->ar", np.moveaxis(array, axis, 0), *others, optimize=True)
-            factors[axis] = found @ np.linalg.pinv(gram)
+            factors[axis] = _solved(gram, _khatri_rao(others).T @ unfolded[axis]).T
             if axis < 3:
                 factors[axis] /= np.maximum(np.linalg.norm(factors[axis], axis=0), _NEGLIGIBLE)
     return factors
+
+
+def _solved(gram: Array, right: Array) -> Array:
+    """``gram`` [r, r] is positive, but may be singular. In float64."""
+    gram = gram.astype(np.float64)
+    ridge = _RIDGE * np.trace(gram) / len(gram) + np.finfo(float).tiny
+    return np.asarray(np.linalg.solve(gram + ridge * np.eye(len(gram)), right))

@@ -71,6 +71,11 @@ class FactorizeOptions(PassOptions):
         "auto",
         description="factors that are best for the layer's inputs on the data, or for any; auto: on data if they are given",
     )
+    cp: bool = Field(
+        False,
+        description="whether CP factors of small convolutions (640 elements a patch) are tried too: they lose less at the same "
+        "cost, but have no closed form; to fit them takes up to seconds a layer",
+    )
     samples: int = Field(_SAMPLES, ge=1, description="samples of the data that are used at most")
     refit: bool = Field(
         True,
@@ -198,7 +203,7 @@ class Factorize(LossyPass):
         if not why and self._rank(layer) == 0:
             why = "none of its components stands out of noise"
         if not why:
-            offered = options(layer, self._rank(layer), self.options.multiple)
+            offered = options(layer, self._rank(layer), self.options.multiple, cp=self.options.cp)
             settings = [Setting(option.label, option) for option in offered]
             why = "" if settings else self._too_small(layer)
         return Site(layer.name, layer.node.op_type, tuple(settings), why, nodes)
@@ -243,7 +248,7 @@ class Factorize(LossyPass):
                 seen = moments(model, pack, data, context) if data is not None else {}
                 for layer in pack:
                     found = seen.get(layer.name, Moments())
-                    offered = options(layer, self._rank(layer), self.options.multiple)
+                    offered = options(layer, self._rank(layer), self.options.multiple, cp=self.options.cp)
                     known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered)
                     if found.means is not None:
                         known.means[layer.name] = found.means

@@ -16,7 +16,7 @@ the third; Kim et al. 2016 for Tucker-2.) The first factor is the best one for t
 
 The P of a smaller rank is a part of that of a larger one, so one product with G serves all ranks.
 
-CP has no closed form (``cp``): of small layers alone, at few ranks (docs/cp.md has what it gives).
+CP has no closed form (``cp``): where asked for, of small layers alone, at few ranks (docs/cp.md has what it gives).
 """
 
 from __future__ import annotations
@@ -112,20 +112,21 @@ class Sizes:
         return self.cost(Option(kind, (layer.rank,)), strided=strided)
 
 
-def options(layer: Layer, rank: int | None = None, multiple: int | None = None) -> list[Option]:
+def options(layer: Layer, rank: int | None = None, multiple: int | None = None, *, cp: bool = False) -> list[Option]:
     """Forms and ranks that cost less than the layer does, from dear to cheap.
 
     Args:
         layer: One that can be factorized.
         rank: The only rank that is wanted.
         multiple: Ranks are multiples of it; None: of what suits the layer's width.
+        cp: Whether CP is among the forms.
     """
     sizes = Sizes.of(layer)
     limit = (1 - _LEAST_SAVED) * sizes.whole(layer)
     if layer.node.op_type == "Gather":
         limit = (1 - _LEAST_SAVED) * sizes.whole(layer, strided=False)
     found: list[Option] = []
-    for kind in _kinds(layer, sizes):
+    for kind in _kinds(layer, sizes, cp):
         every = [one for one in _ranks(layer, sizes, kind, rank, multiple) if sizes.cost(one) <= limit]
         most = _CP_STEPS if kind == "cp" else _STEPS
         if len(every) > most:
@@ -134,7 +135,7 @@ def options(layer: Layer, rank: int | None = None, multiple: int | None = None) 
     return sorted(found, key=lambda one: (-sizes.cost(one), one.kind))
 
 
-def _kinds(layer: Layer, sizes: Sizes) -> list[Kind]:
+def _kinds(layer: Layer, sizes: Sizes, with_cp: bool) -> list[Kind]:
     if not layer.conv:
         return ["matrix"]
     kinds: list[Kind] = ["channel"]
@@ -142,7 +143,7 @@ def _kinds(layer: Layer, sizes: Sizes) -> list[Kind]:
         kinds.append("spatial")
     if sizes.group == 1 and math.prod(sizes.kernel) > 1 and sizes.inputs > 3:
         kinds.append("tucker")
-        if len(sizes.kernel) == 2 and min(sizes.kernel) > 1 and sizes.width <= _CP_WIDEST:
+        if with_cp and len(sizes.kernel) == 2 and min(sizes.kernel) > 1 and sizes.width <= _CP_WIDEST:
             kinds.append("cp")
     return kinds
 
@@ -277,7 +278,7 @@ def _by_descent(made: Factored, m: Array, gram: Array, offered: Sequence[Option]
         parts = cp.fit(m, gram, (sizes.inputs, *_kernel2(sizes)), option.ranks[0])
         left = m - cp.product(parts)
         made.loss[option] = min(1.0, float(np.vdot(left, gram @ left)) / energy) if energy > 0 else 0.0
-        made.fitted[option] = tuple(part.astype(np.float32) for part in parts)
+        made.fitted[option] = parts
 
 
 def _spectrum(found: Sequence[Factors]) -> Array:

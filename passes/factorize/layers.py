@@ -5,7 +5,7 @@
 
 A layer is all that reads one weight, so that factors are stored once. A pair is one layer: it is truncated again, not
 split into three. The bias of a pair's first part goes through the second: (x P + a) Q + b = x P Q + (a Q + b), for a Conv only
-where the second part has no padding.
+where the second part has no padding. The four convolutions of a CP form are left as they are, not split again.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ class Layer:
 def layers(model: ir.Model) -> list[Layer]:
     """Every layer of the main graph, in the order of the first nodes, with those that cannot be factorized."""
     annotated = annotated_names(model)
+    in_cp = {node for last in model.graph for node in _cp_form(last)}
     inner = {node: node.inputs[0].producer() for node in model.graph if _is_pair(node) and node.inputs[0] is not None}
+    inner = {node: first for node, first in inner.items() if node not in in_cp and first not in in_cp}
     firsts = {first for first in inner.values() if first is not None}
     by_weight: dict[tuple[ir.Value, ...], list[Use]] = {}
     found: list[Layer] = []
@@ -199,7 +201,7 @@ def layers(model: ir.Model) -> list[Layer]:
             by_weight.setdefault((other, weight), []).append(Use(node, first))
     for weights, uses in by_weight.items():
         layer = Layer(tuple(uses), weights)
-        if why := _problem(layer, annotated):
+        if why := _problem(layer, annotated, in_cp):
             layer = Layer(tuple(uses), weights, why)
         if layer.node.op_type != "Gather" or not layer.why:
             found.append(layer)
@@ -229,10 +231,11 @@ def _declined(node: ir.Node) -> Iterator[Layer]:
     yield Layer((Use(node, node),), why=why)
 
 
-def _problem(layer: Layer, annotated: set[str]) -> str:
+def _problem(layer: Layer, annotated: set[str], in_cp: set[ir.Node]) -> str:
     """Why a layer cannot be factorized; empty if it can."""
     nodes = set(layer.nodes)
     reasons = {
+        "it is a factor of a CP form already": not nodes.isdisjoint(in_cp),
         "its weight is an output of the model too": any(weight.is_graph_output() for weight in layer.weights),
         "its weight is read by something else too": any(
             node not in nodes or _WEIGHT[node.op_type] != index for weight in layer.weights for node, index in weight.uses()
@@ -285,6 +288,25 @@ def _is_pair(node: ir.Node) -> bool:
     if node.op_type == "MatMul":
         return all(len(shape) == 2 for shape in shapes) and shapes[0][1] < min(shapes[0][0], shapes[1][1])
     return node.op_type == "Conv" and _is_conv_pair(before, node, *shapes)
+
+
+def _cp_form(last: ir.Node) -> list[ir.Node]:
+    """The four convolutions of a CP form whose last one this is; none if it is not."""
+    nodes = [last]
+    while len(nodes) < 4:
+        before = nodes[0].inputs[0].producer() if nodes[0].inputs and nodes[0].inputs[0] is not None else None
+        if before is None or len(before.outputs[0].uses()) != 1 or before.outputs[0].is_graph_output():
+            return []
+        nodes.insert(0, before)
+    if any(node.op_type != "Conv" or _weight(node) is None for node in nodes):
+        return []
+    shapes = [tuple(_tensor(node.inputs[1]).shape.numpy()) for node in nodes]
+    r = shapes[0][0]
+    groups = [node.attributes.get_int("group", 1) for node in nodes]
+    taps = [shape[2:] for shape in shapes]
+    alone = groups == [1, r, r, 1] and len(shapes[1]) == 4 and shapes[1][0] == shapes[2][0] == r
+    upright = {taps[0], taps[3]} == {(1, 1)} and len(taps[1]) == 2 and taps[1][1] == taps[2][0] == 1
+    return nodes if alone and upright else []
 
 
 def _is_conv_pair(before: ir.Node, node: ir.Node, first: tuple[int, ...], second: tuple[int, ...]) -> bool:

@@ -129,7 +129,7 @@ def test_conv_between_few_channels_is_narrow_in_the_middle(attributes: str) -> N
 def test_conv_of_few_outer_products_is_four_that_are_cheap(attributes: str) -> None:
     factors = [RNG.standard_normal((size, 3)) for size in (16, 8, 3, 3)]
     proto = _conv(attributes, np.einsum("or,ir,hr,wr->oihw", *factors).astype(np.float32))
-    done = factorize(proto, labelled("cp rank 3"), pass_options={"rank": 3}, x=IMAGES)
+    done = factorize(proto, labelled("cp rank 3"), pass_options={"rank": 3, "cp": True}, x=IMAGES)
     assert [tuple(one.dims)[1:] for one in done.proto.graph.initializer if len(one.dims) == 4] == [
         (8, 1, 1),
         (1, 3, 1),

@@ -146,6 +146,48 @@ def test_factors_made_once_are_recognized_the_next_time() -> None:
     assert np.isfinite(run(again.proto, {"x": x})["y"]).all()
 
 
+def test_cp_is_offered_only_when_asked_for_and_to_small_convolutions() -> None:
+    def kinds(inputs: int, **pass_options: object) -> set[str]:
+        proto = with_weights(
+            f"g (float[N, {inputs}, 5, 5] x) => (float[N, 16, 3, 3] y) {{ y = Conv (x, w) }}", w=_normal(16, inputs, 3, 3)
+        )
+        site = factorize(proto, labelled("spatial rank 4"), pass_options=pass_options, x=_normal(2, inputs, 5, 5)).site("y")
+        return {label.split()[0] for label in _numbers(site)}
+
+    assert "cp" not in kinds(16)
+    assert "cp" in kinds(16, cp=True)
+    assert "cp" not in kinds(96, cp=True)
+
+
+def test_more_outer_products_lose_less_and_cost_more() -> None:
+    x = _normal(4, 3, 8, 8)
+
+    def kept(label: str) -> float:
+        done = factorize(small_cnn(channels=16), labelled(label), pass_options={"cp": True}, x=x)
+        return float(next(one.why for one in done.changes if one.done and "cp" in one.what).split()[1])
+
+    ranks = [
+        label
+        for label in _numbers(factorize(small_cnn(channels=16), pass_options={"cp": True}, x=x).offered[1])
+        if "cp" in label
+    ]
+    found = [kept(label) for label in ranks]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 95
+
+
+def test_the_four_convolutions_of_cp_are_left_alone_the_next_time() -> None:
+    x = _normal(4, 3, 8, 8)
+    once = factorize(small_cnn(channels=16), labelled("cp rank 16"), pass_options={"cp": True}, x=x)
+    again = factorize(once.proto, labelled("rank 2"), pass_options={"cp": True}, x=x)
+    parts = [site for site in again.offered if "factor of a CP form" in site.why]
+    assert [len(site.settings) for site in parts] == [0] * 4
+    before, after = ({one.name: [*one.dims] for one in done.proto.graph.initializer} for done in (once, again))
+    written = [name for name in before if "_cp" in name]
+    assert len(written) == 4
+    assert [after.get(name) for name in written] == [before[name] for name in written]
+
+
 def test_names_inputs_outputs_and_metadata_stay() -> None:
     proto = with_weights("g (float[N, 24] x) => (float[N, 32] y) { y = MatMul(x, w) }", w=_normal(24, 32))
     proto.graph.node[0].name = "last"
