@@ -184,10 +184,10 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
     images = ["--images", case.images] if case.images else []
     asked = ("--recipe", "lowrank", "--data", case.calibration, "--eval", case.labelled, "--max-drop", case.max_drop)
     ran = common.graphopt("optimize", source, "-o", out, *asked, *goal, *images, *case.more, "--json")
-    cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": ran.peak_rss_bytes}
     if not ran.stdout.startswith("{"):
-        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}", **cost}
+        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}", "cpu_seconds": ran.cpu_seconds, "peak_bytes": 0}
     report = json.loads(ran.stdout)
+    cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": report["peak_rss_bytes"]}  # its own: a child's begins at its parent's
     step = next(one for one in report["passes"] if one["name"] == "factorize")
     if not out.exists() or not step["kept"]:
         return {"failed": step["why"] if not step["kept"] else report["verdict"], **cost}
