@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from . import evaluate
 from .contracts import Progress, Session, Setting, Site
@@ -69,7 +70,7 @@ def alone(
     found = []
     with progress.stage("measuring each site's sensitivity", len(settings)) as step:
         for site, setting in settings:
-            damage = measured(lambda site=site, setting=setting: open_with(site, setting), reference)  # type: ignore[misc]
+            damage = measured(partial(open_with, site, setting), reference)
             found.append(Sensitivity(site, setting, damage))
             step(1)
     return sorted(found, key=lambda one: -one.damage)
