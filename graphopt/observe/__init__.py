@@ -35,7 +35,7 @@ from .collectors import (
     Result,
     Seen,
 )
-from .gram import CrossGram, CrossGrams, Gram, Grams, Patches, patches
+from .gram import CrossGram, CrossGrams, Gram, Grams, Patches, packs, patches
 from .pairs import collect_pair
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "collect",
     "collect_pair",
     "observable",
+    "packs",
     "patches",
 ]
 

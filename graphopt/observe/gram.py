@@ -17,9 +17,9 @@ for 512 channels and a 3x3 kernel), so ask for the layers of a large model one a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -59,6 +59,24 @@ def patches(node: ir.Node) -> Patches:
         group=given.get_int("group", 1),
         auto_pad=given.get_string("auto_pad", "NOTSET"),
     )
+
+
+_Item = TypeVar("_Item")
+
+
+def packs(items: Iterable[_Item], size: Callable[[_Item], int], most: int) -> Iterator[list[_Item]]:
+    """Items in their order, so many together as their moments, each of ``size`` bytes, are at most ``most``; one at least."""
+    pack: list[_Item] = []
+    held = 0
+    for item in items:
+        own = size(item)
+        if pack and held + own > most:
+            yield pack
+            pack, held = [], 0
+        pack.append(item)
+        held += own
+    if pack:
+        yield pack
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,7 @@ class Moments:
 
 def packs(some: Sequence[Layer]) -> Iterator[list[Layer]]:
     """Layers whose second moments fit in memory together."""
-    pack: list[Layer] = []
-    held = 0
-    for layer in some:
-        size = 8 * layer.group * Sizes.of(layer).width ** 2
-        if pack and held + size > _PACK_BYTES:
-            yield pack
-            pack, held = [], 0
-        pack.append(layer)
-        held += size
-    if pack:
-        yield pack
+    return observe.packs(some, lambda layer: 8 * layer.group * Sizes.of(layer).width ** 2, _PACK_BYTES)
 
 
 def moments(model: ir.Model, pack: Sequence[Layer], data: Dataset, context: Context) -> dict[str, Moments]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt.axes import Group
 from graphopt.contracts import Array, Context
 from graphopt.observe import ChannelZeros, Gram, Grams, observable
+from graphopt.observe import packs as packed
 from graphopt.reconstruct import Layer, layers
 
 from .selection import Reader
@@ -52,7 +53,8 @@ def packs(
     known, names = layers(model), observable(model)
     size = min(samples, context.data.size)
     found = {name: [*_readings(group, known, names, size)] for name, group in groups.items()}
-    for pack in _packed(found):
+    for several in packed(found, lambda name: sum(reading.bytes for reading in found[name]), _PACK_BYTES):
+        pack = {name: found[name] for name in several}
         wanted: dict[str, list[Gram]] = {}
         for reading in (reading for readings in pack.values() for reading in readings):
             if reading.gram not in wanted.setdefault(reading.value, []):
@@ -103,20 +105,6 @@ def _readings(group: Group, known: Mapping[ir.Node, Layer], names: frozenset[str
         if len(units) <= _LARGEST:
             rows = max(_ROWS, 10 * len(units))
             yield Reading(layer, units, layer.reads.name, Gram(layer.patches, rows=-(-rows // samples)))
-
-
-def _packed(found: Mapping[str, list[Reading]]) -> Iterator[dict[str, list[Reading]]]:
-    pack: dict[str, list[Reading]] = {}
-    held = 0
-    for name, readings in found.items():
-        size = sum(reading.bytes for reading in readings)
-        if pack and held + size > _PACK_BYTES:
-            yield pack
-            pack, held = {}, 0
-        pack[name] = readings
-        held += size
-    if pack:
-        yield pack
 
 
 def _readers(reading: Reading, moments: Grams, samples: int) -> list[Reader]:

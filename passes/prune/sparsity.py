@@ -20,7 +20,7 @@ from graphopt import model as models
 from graphopt.contracts import Array, Change, Context, LossyPass, Need, PassOptions, Plan, Setting, Site
 from graphopt.graphs import constant, site
 from graphopt.model import SPARSE
-from graphopt.observe import Gram, observable
+from graphopt.observe import Gram, observable, packs
 from graphopt.reconstruct import Layer, Moments, Step, affected, best, centred, layers, refit
 
 from .sparse import Criterion, Pattern, scores, settled, sparse
@@ -185,7 +185,7 @@ class PruneSparsity(LossyPass):
         samples = min(self.options.samples, context.data.size)
         grams = {name: Gram(one.patches, rows=-(-max(_ROWS, 4 * _shape(one)[1]) // samples)) for name, one in found.items()}
         original = models.clone(model)
-        for pack in _packs(found):
+        for pack in packs(found, lambda name: 8 * _shape(found[name])[1] ** 2, _PACK_BYTES):
             wanted: dict[str, list[Gram]] = {}
             for name in pack:
                 asked = wanted.setdefault(found[name].reads.name or "", [])
@@ -263,17 +263,3 @@ def _order(layer: Layer) -> Array:
 
 def _ordered(layer: Layer) -> Array:
     return np.asarray(layer.matrix()[0][_order(layer)])
-
-
-def _packs(found: Mapping[str, Layer]) -> Iterator[list[str]]:
-    pack: list[str] = []
-    held = 0
-    for name, layer in found.items():
-        size = 8 * _shape(layer)[1] ** 2
-        if pack and held + size > _PACK_BYTES:
-            yield pack
-            pack, held = [], 0
-        pack.append(name)
-        held += size
-    if pack:
-        yield pack

@@ -87,7 +87,7 @@ def _pad(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
     for axis in where:
         left, right = before[axis], after[axis]
         index = np.arange(x.shape[axis])[max(0, -left) : x.shape[axis] - max(0, -right)]
-        index = np.pad(index, (max(0, left), max(0, right)), mode=mode)  # type: ignore[call-overload]
+        index = np.pad(index, (max(0, left), max(0, right)), mode=mode)  # type: ignore[call-overload]  # it refuses other modes itself
         x = x.index_select(axis, torch.from_numpy(index))
     return x
 

@@ -199,7 +199,7 @@ def test_erf_is_right_everywhere(tmp_path: Path) -> None:
     assert "Erf" in operators(fitted(proto, target(tmp_path, "Erf"), approximate=False))
 
 
-@example(  # a fourth round finds that it can write Neg once its neighbours are
+@example(  # Neg pays only once HardSwish is written out, in a second round
     ["Abs", "Neg", "Abs", "Abs", "Abs", "Tanh", "Abs", "HardSwish"],
     {"Erf", "Abs", "Gelu", "Neg", "Tanh", "LayerNormalization", "Softplus", "HardSigmoid", "HardSwish"},
     33,
