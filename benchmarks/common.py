@@ -13,11 +13,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graphopt.contracts import TensorSpec
+from graphopt.dataset import Dataset, open_dataset
 from graphopt.environment import environment
 
 ROOT = Path(__file__).parent.parent
@@ -51,9 +54,18 @@ def run(command: Sequence[object], env: dict[str, str] | None = None) -> Ran:
     return Ran(process.returncode, stdout, stderr, seconds, time.perf_counter() - begun, usage.ru_maxrss * 1024)
 
 
-def graphopt(*arguments: object) -> Ran:
+def graphopt(*arguments: object, env: dict[str, str] | None = None) -> Ran:
     """Run the graphopt command line of this environment."""
-    return run([sys.executable, "-P", "-m", "graphopt", *arguments])
+    return run([sys.executable, "-P", "-m", "graphopt", *arguments], env)
+
+
+def optimized(*arguments: object, env: dict[str, str] | None = None) -> tuple[dict[str, Any], Ran]:
+    """Run ``graphopt optimize``: its report, or ``failed`` with why nothing was written; and what the command took."""
+    ran = graphopt("optimize", *arguments, "--json", env=env)
+    if not ran.stdout.startswith("{"):
+        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}, ran
+    report = json.loads(ran.stdout)
+    return ({"failed": report["verdict"]} if report["output"] is None else report), ran
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -70,6 +82,52 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     rule = [":---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (header, rule, *rows))
+
+
+def cell(text: str) -> str:
+    """What a command said, as one cell of a table."""
+    return text.replace("|", "/").replace("\n", " ")
+
+
+def interval(found: Mapping[str, Any], digits: int = 2) -> str:
+    """A measured ``speedup`` with its 95 % interval."""
+    return f"{found['speedup']:.{digits}f} ({found['speedup_low']:.{digits}f} to {found['speedup_high']:.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a trained model: labelled for its metric, unlabelled for calibration, and how images become tensors."""
+
+    labelled: str
+    calibration: str = ""
+    images: str = ""
+
+    def checked(self) -> list[object]:
+        """Options of the command line for what is evaluated."""
+        return ["--eval", zoo() / self.labelled, *(["--images", self.images] if self.images else [])]
+
+    def given(self) -> list[object]:
+        """Options of the command line for calibration, and for what is evaluated."""
+        return ["--data", zoo() / self.calibration, *self.checked()]
+
+    def read(self, specs: Sequence[TensorSpec], *, calibration: bool = False) -> Dataset:
+        """The samples that are evaluated, or those for calibration, for a model with these inputs."""
+        path = zoo() / (self.calibration if calibration else self.labelled)
+        return open_dataset(str(path), specs, images=self.images or None)
+
+
+CIFAR = Data("data/cifar10/eval.npz", "data/cifar10/calib.npz")
+_IMAGENET = partial(Data, "data/imagenet/eval", "data/imagenet/calib")
+DATA: Mapping[str, Data] = {
+    "cifar_resnet20": CIFAR,
+    "cifar_resnet20_legacy": CIFAR,
+    "cifar_resnet56": CIFAR,
+    "mnist_8": Data("data/mnist/eval.npz"),
+    "mobilenet_v1_025": _IMAGENET("crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb"),
+    "mobilenet_v2": _IMAGENET("crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb"),
+    "squeezenet1_1": _IMAGENET("crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"),
+}
+"""Data of the trained models; the others get generated inputs."""
 
 
 def zoo() -> Path:

@@ -6,7 +6,6 @@ timed against the float original, interleaved, on one thread. Needs GRAPHOPT_ZOO
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +13,14 @@ from typing import Any
 
 import common
 
-_CIFAR = ("data/cifar10/calib.npz", "data/cifar10/eval.npz")
-_IMAGENET = ("data/imagenet/calib", "data/imagenet/eval")
-_CASES: dict[str, tuple[tuple[str, str], str]] = {
-    "cifar_resnet56": (_CIFAR, ""),
-    "cifar_resnet20": (_CIFAR, ""),
-    "squeezenet1_1": (_IMAGENET, "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"),
-}
+_MODELS = ("cifar_resnet56", "cifar_resnet20", "squeezenet1_1")
 _RECIPES = ("int8", "compact")
 
 
 def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--max-drop", type=float, default=0.01, help="the budget (default: 0.01)")
-    parser.add_argument("--models", nargs="*", default=[*_CASES], metavar="MODEL", help="these models only")
+    parser.add_argument("--models", nargs="*", default=_MODELS, metavar="MODEL", help="these models only")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     rows: list[Sequence[object]] = []
@@ -52,24 +45,15 @@ def main() -> None:
 
 def measured(name: str, recipe: str, max_drop: float, out: Path) -> dict[str, Any]:
     """What the command made of a model, or ``failed``."""
-    (calibration, labelled), images = _CASES[name]
-    zoo = common.zoo()
-    ran = common.graphopt(
-        "optimize",
-        zoo / "models" / f"{name}.onnx",
-        *("-o", out, "--recipe", recipe, "--data", zoo / calibration, "--eval", zoo / labelled),
-        *("--max-drop", max_drop, "--json", *(["--images", images] if images else [])),
-    )
+    source = common.zoo() / "models" / f"{name}.onnx"
+    report, ran = common.optimized(source, "-o", out, "--recipe", recipe, *common.DATA[name].given(), "--max-drop", max_drop)
     cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": ran.peak_rss_bytes}
-    if not ran.stdout.startswith("{"):
-        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}", **cost}
-    report = json.loads(ran.stdout)
-    if report["output"] is None:
-        return {"failed": report["verdict"], **cost}
+    if "failed" in report:
+        return {**report, **cost}
     before, after = report["input"], report["output"]
     return {
         "metric": report["validation"]["metric"],
-        "speed": [report["timing"][key] for key in ("speedup", "speedup_low", "speedup_high")],
+        "speed": {key: report["timing"][key] for key in ("speedup", "speedup_low", "speedup_high")},
         "smaller": before["bytes"] / after["bytes"],
         "macs": after["macs"] / before["macs"] if before["macs"] and after["macs"] else None,
         "parameters": after["parameters"] / before["parameters"],
@@ -82,14 +66,14 @@ def row(name: str, recipe: str, found: dict[str, Any]) -> Sequence[object]:
     """A line of the table."""
     cost = (f"{found['cpu_seconds']:.0f}", f"{found['peak_bytes'] / 1e6:.0f}")
     if "failed" in found:
-        return (name, recipe, found["failed"].replace("|", "/").replace("\n", " "), *[""] * 5, *cost)
-    metric, (speed, low, high) = found["metric"], found["speed"]
+        return (name, recipe, common.cell(found["failed"]), *[""] * 5, *cost)
+    metric = found["metric"]
     return (
         name,
         recipe,
         f"{metric['before']:.4f}",
         f"{metric['drop']:.4f}",
-        f"{speed:.2f} ({low:.2f} to {high:.2f})",
+        common.interval(found["speed"]),
         f"{found['smaller']:.2f}",
         "" if found["macs"] is None else f"{found['macs']:.3f}",
         f"{found['parameters']:.3f}",

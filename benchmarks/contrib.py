@@ -25,7 +25,7 @@ from graphopt.passes.fuse.contrib import GROUPS, LEAST_GAIN, apply_group
 
 import judging
 import lossless
-from common import arguments, publish, table
+from common import arguments, interval, publish, table
 
 TRANSFORMERS = "bert_dynamo distilbert_dynamo gpt2_dynamo vit_dynamo llama_dynamo swin_dynamo whisperenc_dynamo stories260k"
 
@@ -64,8 +64,14 @@ def measured(base: Path, group: str, folder: Path) -> dict[str, Any] | None:
 def cells(name: str, group: str, row: dict[str, Any]) -> tuple[str, ...]:
     if "wrong" in row:
         return name, group, row["made"], row["wrong"], "", "no"
-    speed = f"{row['speedup']:.3f} ({row['speedup_low']:.3f} to {row['speedup_high']:.3f})"
-    return name, group, row["made"], f"{row['max_rel']:.0e}", speed, "yes" if row["speedup_low"] >= LEAST_GAIN else "no"
+    return (
+        name,
+        group,
+        row["made"],
+        f"{row['max_rel']:.0e}",
+        interval(row, 3),
+        "yes" if row["speedup_low"] >= LEAST_GAIN else "no",
+    )
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ against it, interleaved, on one thread. Needs GRAPHOPT_ZOO; ``--exports`` adds m
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -36,44 +35,30 @@ class Case:
 
     name: str
     source: str
-    calibration: str
-    labelled: str
-    images: str = ""
+    data: common.Data | None
+    """None: random weights, and generated samples."""
     max_drop: float = 0.002
     goal: str = ""
     how: str = "static"
     """Which call of the peers."""
 
 
-_IMAGENET = ("data/imagenet/calib", "data/imagenet/eval")
-_CIFAR = ("data/cifar10/calib.npz", "data/cifar10/eval.npz")
-_TORCH = "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb"
+def _trained(name: str, max_drop: float, goal: str) -> Case:
+    return Case(name, name, common.DATA[name], max_drop, goal)
+
+
 ZOO = (
-    Case("mobilenet_v1_025", "mobilenet_v1_025", *_IMAGENET, _TORCH, 0.01, "drop <= 0.010 at 1.1x"),
-    Case(
-        "mobilenet_v2",
-        "mobilenet_v2",
-        *_IMAGENET,
-        "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
-        0.005,
-        "drop <= 0.005 at 2.0x",
-    ),
-    Case(
-        "squeezenet1_1",
-        "squeezenet1_1",
-        *_IMAGENET,
-        "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1",
-        0.005,
-        "drop <= 0.005 at 2.2x",
-    ),
-    Case("cifar_resnet20", "cifar_resnet20", *_CIFAR, goal="drop <= 0.002 at 2.0x"),
-    Case("cifar_resnet56", "cifar_resnet56", *_CIFAR, goal="drop <= 0.002 at 2.1x"),
-    Case("cifar_resnet20, channels rescaled by 2^U(-4,4)", "rescaled", *_CIFAR, goal="drop <= 0.002"),
+    _trained("mobilenet_v1_025", 0.01, "drop <= 0.010 at 1.1x"),
+    _trained("mobilenet_v2", 0.005, "drop <= 0.005 at 2.0x"),
+    _trained("squeezenet1_1", 0.005, "drop <= 0.005 at 2.2x"),
+    _trained("cifar_resnet20", 0.002, "drop <= 0.002 at 2.0x"),
+    _trained("cifar_resnet56", 0.002, "drop <= 0.002 at 2.1x"),
+    Case("cifar_resnet20, channels rescaled by 2^U(-4,4)", "rescaled", common.CIFAR, goal="drop <= 0.002"),
 )
 EXPORTS = (
-    Case("resnet50_legacy", "resnet50_legacy", "", "", max_drop=1.0, goal="3.0x, 53 of 53 Conv"),
-    Case("bert_dynamo", "bert_dynamo", "", "", max_drop=0.001, goal="3.7x, cosine 0.999", how="dynamic"),
-    Case("distilbert_dynamo", "distilbert_dynamo", "", "", max_drop=0.001, goal="3.7x, cosine 0.999", how="dynamic"),
+    Case("resnet50_legacy", "resnet50_legacy", None, max_drop=1.0, goal="3.0x, 53 of 53 Conv"),
+    Case("bert_dynamo", "bert_dynamo", None, max_drop=0.001, goal="3.7x, cosine 0.999", how="dynamic"),
+    Case("distilbert_dynamo", "distilbert_dynamo", None, max_drop=0.001, goal="3.7x, cosine 0.999", how="dynamic"),
 )
 
 
@@ -125,7 +110,7 @@ def measured(case: Case, folder: Path, options: Any) -> dict[str, dict[str, Any]
 
 
 def _source(case: Case, folder: Path, options: Any) -> Path:
-    if case in EXPORTS:
+    if case.data is None:
         return Path(options.exports / f"{case.source}.onnx")
     if case.source != "rescaled":
         return common.zoo() / "models" / f"{case.source}.onnx"
@@ -134,29 +119,27 @@ def _source(case: Case, folder: Path, options: Any) -> Path:
     return model.save(changed, folder / "rescaled.onnx").path
 
 
-def _data(case: Case, source: Path, folder: Path) -> tuple[Path, Path]:
+def _data(case: Case, source: Path, folder: Path) -> tuple[Path, dataset.Dataset]:
     """Calibration samples as an .npz that every tool reads, and what is evaluated on."""
     loaded = model.load(source)
     specs = model.input_specs(loaded)
     path = folder / "samples.npz"
-    if case in EXPORTS:
+    if case.data is None:
         with targets.runtime(_CPU).open(source, _CPU) as session:
             data = generate(loaded, dims={}, seed=0, runs=session.accepts).first(16)
     else:
-        data = dataset.open_dataset(str(common.zoo() / case.calibration), specs, images=case.images or None).first(SAMPLES)
+        data = case.data.read(specs, calibration=True).first(SAMPLES)
     feeds = [batch.feed for batch in data.batches()]
     np.savez(path, **{name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
-    return path, path if case in EXPORTS else common.zoo() / case.labelled
+    return path, dataset.open_dataset(str(path), specs) if case.data is None else case.data.read(specs)
 
 
-def _ours(case: Case, source: Path, out: Path, samples: Path, checks: Path) -> dict[str, Any]:
-    more = ["--images", case.images] if case.images else []
-    more += ["--metric", "cosine"] if case in EXPORTS else []
-    arguments = ("--recipe", "int8", "--data", samples, "--eval", checks, "--max-drop", case.max_drop, "--json", *more)
-    ran = common.graphopt("optimize", source, "-o", out, *arguments)
-    if not out.exists():
-        return {"failed": f"exit {ran.returncode}: {(ran.stderr or json.loads(ran.stdout)['verdict']).strip()[:200]}"}
-    report = json.loads(ran.stdout)
+def _ours(case: Case, source: Path, out: Path, samples: Path, checks: dataset.Dataset) -> dict[str, Any]:
+    judged = ["--eval", samples, "--metric", "cosine"] if case.data is None else case.data.checked()
+    asked = ("--recipe", "int8", "--data", samples, *judged, "--max-drop", case.max_drop)
+    report, ran = common.optimized(source, "-o", out, *asked)
+    if "failed" in report:
+        return report
     print(case.name, report["verdict"], flush=True)
     return {
         "cpu_seconds": ran.cpu_seconds,
@@ -166,16 +149,14 @@ def _ours(case: Case, source: Path, out: Path, samples: Path, checks: Path) -> d
     }
 
 
-def _judged(case: Case, source: Path, out: Path, checks: Path) -> dict[str, Any]:
+def _judged(case: Case, source: Path, out: Path, checks: dataset.Dataset) -> dict[str, Any]:
     """The metric's drop, the speed and the integer kernels of a result, all measured the same way for every tool."""
     runtime = targets.runtime(_CPU)
-    specs = model.input_specs(model.load(source))
-    data = dataset.open_dataset(str(checks), specs, images=case.images or None)
-    feed = next(iter(data.first(1).batches())).feed
+    feed = next(iter(checks.first(1).batches())).feed
     try:
         with runtime.open(source, _CPU) as before, runtime.open(out, _CPU) as after:
-            chosen = metrics.choose("cosine" if case in EXPORTS else None, before.outputs, data.labelled)
-            found = evaluate.compare(before, after, data, chosen)
+            chosen = metrics.choose("cosine" if case.data is None else None, before.outputs, checks.labelled)
+            found = evaluate.compare(before, after, checks, chosen)
     except Exception as error:  # a peer's file may be anything
         return {"failed": f"does not run: {str(error).replace(str(out), out.name)[:160]}"}
     assert found.metric is not None
@@ -210,13 +191,13 @@ def row(case: Case, tool: str, found: dict[str, Any]) -> Sequence[object]:
     """A line of the table."""
     name = f"{case.name} (goal: {case.goal})" if tool == "graphopt" else ""
     if "failed" in found:
-        return (name, tool, "", found["failed"].replace("|", "/").replace("\n", " "), "", "", "", "", "")
+        return (name, tool, "", common.cell(found["failed"]), "", "", "", "", "")
     return (
         name,
         tool,
         f"{found['metric']} {found['before']:.4f}",
         f"{found['drop']:.4f}",
-        f"{found['speedup']:.2f} ({found['speedup_low']:.2f} to {found['speedup_high']:.2f})",
+        common.interval(found),
         f"{found['integer']} of {found['heavy']}",
         f"{found['bytes'] / 1e6:.2f}",
         f"{found['cpu_seconds']:.1f}",

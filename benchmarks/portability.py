@@ -8,7 +8,6 @@ emulation for each kind of layer. Every operator is quantized (``--timing off``)
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -83,19 +82,16 @@ def measured(case: Case, target: str, emulated: Sequence[object], samples: int, 
     """Quantize a model for a target and evaluate the file on this processor and on the emulated one."""
     source = common.zoo() / "models" / f"{case.source}.onnx"
     specs = model.input_specs(model.load(source))
-    images = case.images or None
+    assert case.data is not None
     calibration, out = folder / f"{case.source}.calibration.npz", folder / f"{case.source}.{target}.onnx"
-    np.savez(
-        calibration, **_samples(dataset.open_dataset(str(common.zoo() / case.calibration), specs, images=images), SAMPLES)[0]
-    )
-    feed, labels = _samples(dataset.open_dataset(str(common.zoo() / case.labelled), specs, images=images), samples)
+    np.savez(calibration, **_samples(case.data.read(specs, calibration=True), SAMPLES)[0])
+    feed, labels = _samples(case.data.read(specs), samples)
     np.savez(folder / "labelled.npz", **feed)
-    asked = ("--recipe", "int8", "--target", target, "--data", calibration, "--timing", "off", "--max-drop", 1, "--json")
-    more = ("--images", case.images) if images else ()
-    ran = common.graphopt("optimize", source, "-o", out, *asked, "--eval", common.zoo() / case.labelled, *more)
-    if not out.exists():
-        sys.exit(f"{case.name} for {target}: exit {ran.returncode}: {ran.stderr.strip()[:500]}")
-    passes = {one["name"]: one for one in json.loads(ran.stdout)["passes"]}
+    asked = ("--recipe", "int8", "--target", target, "--data", calibration, "--timing", "off", "--max-drop", 1)
+    report, _ = common.optimized(source, "-o", out, *asked, *case.data.checked())
+    if "failed" in report:
+        sys.exit(f"{case.name} for {target}: {report['failed']}")
+    passes = {one["name"]: one for one in report["passes"]}
     changes = [change for change in passes["quantize.static"]["changes"] if change["done"]]
     float_, here, without = (
         answers(path, folder / "labelled.npz", on) for path, on in ((source, ()), (out, ()), (out, emulated))

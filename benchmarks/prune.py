@@ -7,10 +7,8 @@ evaluated on other, labelled data, and timed against the original, interleaved, 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +16,21 @@ import numpy as np
 
 import common
 
-_IMAGENET = ("data/imagenet/calib", "data/imagenet/eval")
-_CIFAR = ("data/cifar10/calib.npz", "data/cifar10/eval.npz")
-_TORCH = "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model with its data, and the parts of its MACs that are to remain, each with the accuracy that is the goal."""
-
-    model: str
-    calibration: str
-    labelled: str
-    left: dict[float, str]
-    images: str = ""
-
-
-CASES = (
-    Case("cifar_resnet56", *_CIFAR, {0.81: "0.925", 0.69: "0.920", 0.5: "0.900"}),
-    Case("cifar_resnet20", *_CIFAR, {0.8: "0.890"}),
-    Case("mobilenet_v1_025", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, _TORCH),
-    Case(
-        "mobilenet_v2",
-        *_IMAGENET,
-        {0.9: "", 0.8: "", 0.7: ""},
-        "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
-    ),
-    Case("squeezenet1_1", *_IMAGENET, {0.9: "", 0.8: "", 0.7: ""}, "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"),
-)
+CASES: Mapping[str, Mapping[float, str]] = {
+    "cifar_resnet56": {0.81: "0.925", 0.69: "0.920", 0.5: "0.900"},
+    "cifar_resnet20": {0.8: "0.890"},
+    "mobilenet_v1_025": {0.9: "", 0.8: "", 0.7: ""},
+    "mobilenet_v2": {0.9: "", 0.8: "", 0.7: ""},
+    "squeezenet1_1": {0.9: "", 0.8: "", 0.7: ""},
+}
+"""Models, and the parts of their MACs that are to remain, each with the accuracy that is the goal."""
 
 IN_ROUNDS = {"cifar_resnet56": 0.5, "mobilenet_v1_025": 0.8, "squeezenet1_1": 0.7}
 """Models, and the part of their MACs that is left, that are pruned in one round and in several."""
 ROUNDS = (1, 2, 3)
-_SAMPLED_AT = 0.69
+SAMPLED, SAMPLED_AT = "cifar_resnet56", 0.69
 SAMPLES = (250, 1000, 4000)
-"""Of cifar_resnet56: how many samples of the data are used. There are 1,000; they are repeated."""
+"""How many samples of the data are used of the model ``SAMPLED``. There are 1,000; they are repeated."""
 _FIGURES = ("MACs", "top-1", "dB", "speed", "CPU s", "peak MB")
 
 
@@ -65,16 +43,16 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for source in options.read or ():
         figures |= json.loads(source.read_text())["figures"]
-    cases = [case for case in CASES if not options.only or case.model in options.only]
+    models = [model for model in CASES if not options.only or model in options.only]
     rows, more_rows, sample_rows = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for case in cases:
-            rows += by_part(case, options, figures, folder)
-        for case in cases:
-            more_rows += in_rounds(case, options, figures, folder) if case.model in IN_ROUNDS else []
-        if CASES[0] in cases:
-            sample_rows += by_samples(CASES[0], options, figures, folder)
+        for model in models:
+            rows += by_part(model, options, figures, folder)
+        for model in models:
+            more_rows += in_rounds(model, options, figures, folder) if model in IN_ROUNDS else []
+        if SAMPLED in models:
+            sample_rows += by_samples(options, figures, folder)
     header = ("model", "`--goal`", "MACs", "top-1 before", "top-1", "wanted", "parameters", "speed", "kept", "CPU s", "peak MB")
     text = (
         "No labels and no training: the calibration data have no labels, and top-1 is of other images; the method was"
@@ -96,51 +74,52 @@ def main() -> None:
         parts += ["## In several rounds", text, common.table(("model", "rounds", *_FIGURES), more_rows)]
     if sample_rows:
         text = (
-            f"{CASES[0].model} at {_SAMPLED_AT} of the MACs, for `--goal size`, on more and more calibration images (there are "
+            f"{SAMPLED} at {SAMPLED_AT} of the MACs, for `--goal size`, on more and more calibration images (there are "
             "1,000, which are repeated: only the memory says something from there on)."
         )
         parts += ["## Samples and memory", text, common.table(("samples", *_FIGURES), sample_rows)]
     common.publish("prune", "Pruned channels", parts, figures, options)
 
 
-def by_part(case: Case, options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
+def by_part(model: str, options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
     """Lines of the first table for one model."""
     rows = []
-    for left, wanted in case.left.items():
-        key = f"{case.model} {left} {options.goal}"
+    for left, wanted in CASES[model].items():
+        key = f"{model} {left} {options.goal}"
         if not options.read:
-            figures[key] = pruned(case, left, folder / f"{case.model}-{left}.onnx", options.goal)
+            figures[key] = pruned(model, left, folder / f"{model}-{left}.onnx", options.goal)
         if key in figures:
-            rows.append(row(case, left, options.goal, wanted, figures[key]))
+            rows.append(row(model, left, options.goal, wanted, figures[key]))
             print(*rows[-1], flush=True)
     return rows
 
 
-def in_rounds(case: Case, options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
+def in_rounds(model: str, options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
     """Lines of the second table for one model."""
-    rows, left = [], IN_ROUNDS[case.model]
+    rows, left = [], IN_ROUNDS[model]
     for rounds in ROUNDS:
-        key = f"{case.model} {left} {options.goal}" + (f" rounds={rounds}" if rounds > 1 else "")
+        key = f"{model} {left} {options.goal}" + (f" rounds={rounds}" if rounds > 1 else "")
         if not options.read and key not in figures:
-            figures[key] = pruned(case, left, folder / "rounds.onnx", options.goal, (f"prune.channels.rounds={rounds}",))
+            figures[key] = pruned(model, left, folder / "rounds.onnx", options.goal, (f"prune.channels.rounds={rounds}",))
         if key in figures:
-            rows.append((case.model, rounds, *_told(figures[key])))
+            rows.append((model, rounds, *_told(figures[key])))
             print(*rows[-1], flush=True)
     return rows
 
 
-def by_samples(case: Case, options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
+def by_samples(options: Any, figures: dict[str, Any], folder: Path) -> list[Sequence[object]]:
     """Lines of the third table."""
     rows = []
     for count in SAMPLES:
-        key = f"{case.model} samples={count}"
+        key = f"{SAMPLED} samples={count}"
         if not options.read:
-            arrays = np.load(common.zoo() / case.calibration)
+            arrays = np.load(common.zoo() / common.DATA[SAMPLED].calibration)
             repeated = {name: np.resize(arrays[name], (count, *arrays[name].shape[1:])) for name in arrays.files}
             np.savez(folder / "samples.npz", **repeated)
             del arrays, repeated
             settings = (f"prune.channels.samples={count}",)
-            figures[key] = pruned(case, _SAMPLED_AT, folder / "samples.onnx", "size", settings, folder / "samples.npz")
+            data = common.Data(common.DATA[SAMPLED].labelled, str(folder / "samples.npz"))
+            figures[key] = pruned(SAMPLED, SAMPLED_AT, folder / "samples.onnx", "size", settings, data)
         if key in figures:
             rows.append((count, *_told(figures[key])))
             print(*rows[-1], flush=True)
@@ -150,52 +129,28 @@ def by_samples(case: Case, options: Any, figures: dict[str, Any], folder: Path) 
 def _told(found: dict[str, Any]) -> Sequence[object]:
     """A line's figures, as ``_FIGURES`` names them."""
     if "failed" in found:
-        return (found["failed"].replace("|", "/").replace("\n", " "), *[""] * (len(_FIGURES) - 1))
+        return (common.cell(found["failed"]), *[""] * (len(_FIGURES) - 1))
     return (
         f"{found['macs']:.3f}",
         f"{found['after']:.4f}",
         f"{found['db']:.1f}",
-        f"{found['speedup']:.2f} ({found['speedup_low']:.2f} to {found['speedup_high']:.2f})",
+        common.interval(found),
         f"{found['cpu_seconds']:.1f}",
         f"{found['peak_bytes'] / 1e6:.0f}",
     )
 
 
 def pruned(
-    case: Case, left: float, out: Path, goal: str = "latency", settings: Sequence[str] = (), data: Path | None = None
+    model: str, left: float, out: Path, goal: str = "latency", settings: Sequence[str] = (), data: common.Data | None = None
 ) -> dict[str, Any]:
     """What the command made of a model: its report's figures, or ``failed``."""
-    zoo = common.zoo()
-    ran = common.run(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "graphopt",
-            "optimize",
-            zoo / "models" / f"{case.model}.onnx",
-            *("-o", out, "--recipe", "prune", "--set", f"prune.channels.macs={left}"),
-            *(part for setting in settings for part in ("--set", setting)),
-            *(
-                "--data",
-                data or zoo / case.calibration,
-                "--eval",
-                zoo / case.labelled,
-                "--max-drop",
-                1,
-                "--goal",
-                goal,
-                "--json",
-            ),
-            *(["--images", case.images] if case.images else []),
-        ],
-        env={"OPENBLAS_NUM_THREADS": "1"},
+    stated = [part for setting in (f"prune.channels.macs={left}", *settings) for part in ("--set", setting)]
+    asked = ("--recipe", "prune", *stated, *(data or common.DATA[model]).given(), "--max-drop", 1, "--goal", goal)
+    report, ran = common.optimized(
+        common.zoo() / "models" / f"{model}.onnx", "-o", out, *asked, env={"OPENBLAS_NUM_THREADS": "1"}
     )
-    if not ran.stdout.startswith("{"):
-        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}
-    report = json.loads(ran.stdout)
-    if report["output"] is None:
-        return {"failed": report["verdict"]}
+    if "failed" in report:
+        return report
     return {
         "macs": report["output"]["macs"] / report["input"]["macs"],
         "parameters": report["output"]["parameters"] / report["input"]["parameters"],
@@ -208,19 +163,19 @@ def pruned(
     }
 
 
-def row(case: Case, left: float, goal: str, wanted: str, found: dict[str, Any]) -> Sequence[object]:
+def row(model: str, left: float, goal: str, wanted: str, found: dict[str, Any]) -> Sequence[object]:
     """A line of the table."""
     if "failed" in found:
-        return (case.model, goal, f"{left:.2f}", "", found["failed"].replace("|", "/").replace("\n", " "), wanted, *[""] * 5)
+        return (model, goal, f"{left:.2f}", "", common.cell(found["failed"]), wanted, *[""] * 5)
     return (
-        case.model,
+        model,
         goal,
         f"{found['macs']:.3f}",
         f"{found['before']:.4f}",
         f"{found['after']:.4f}",
         wanted,
         f"{found['parameters']:.2f}",
-        f"{found['speedup']:.2f} ({found['speedup_low']:.2f} to {found['speedup_high']:.2f})",
+        common.interval(found),
         f"{found['speedup'] * found['macs']:.2f}",
         f"{found['cpu_seconds']:.1f}",
         f"{found['peak_bytes'] / 1e6:.0f}",

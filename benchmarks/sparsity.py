@@ -7,7 +7,6 @@ the others are fitted or left as they are. The file that is written is evaluated
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,25 +54,16 @@ def main() -> None:
 
 def made(model: str, settings: Sequence[str], out: Path) -> dict[str, Any]:
     """What the command made of a model: its report's figures, or ``failed``."""
-    zoo = common.zoo()
+    source = common.zoo() / "models" / f"{model}.onnx"
     stated = [part for setting in (*settings, "store=sparse") for part in ("--set", f"prune.sparsity.{setting}")]
-    ran = common.run(
-        [
-            *(sys.executable, "-P", "-m", "graphopt", "optimize", zoo / "models" / f"{model}.onnx", "-o", out),
-            *("--recipe", "sparse", *stated, "--data", zoo / "data/cifar10/calib.npz", "--eval", zoo / "data/cifar10/eval.npz"),
-            *("--max-drop", 1, "--goal", "size", "--json"),
-        ],
-        env={"OPENBLAS_NUM_THREADS": "1"},
-    )
-    if not ran.stdout.startswith("{"):
-        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}
-    report = json.loads(ran.stdout)
-    if report["output"] is None:
-        return {"failed": report["verdict"]}
+    asked = ("--recipe", "sparse", *stated, *common.DATA[model].given(), "--max-drop", 1, "--goal", "size")
+    report, ran = common.optimized(source, "-o", out, *asked, env={"OPENBLAS_NUM_THREADS": "1"})
+    if "failed" in report:
+        return report
     return {
         "before": report["validation"]["metric"]["before"],
         "after": report["validation"]["metric"]["after"],
-        "bytes_before": (zoo / "models" / f"{model}.onnx").stat().st_size,
+        "bytes_before": source.stat().st_size,
         "bytes": out.stat().st_size,
         "cpu_seconds": ran.cpu_seconds,
     }
@@ -82,7 +72,7 @@ def made(model: str, settings: Sequence[str], out: Path) -> dict[str, Any]:
 def row(model: str, zeros: str, way: str, found: dict[str, Any]) -> Sequence[object]:
     """A line of the table."""
     if "failed" in found:
-        return (model, zeros, way, "", found["failed"].replace("|", "/").replace("\n", " "), "", "", "")
+        return (model, zeros, way, "", common.cell(found["failed"]), "", "", "")
     return (
         model,
         zeros,

@@ -36,17 +36,6 @@ LIMITS = {"models": 90, "int8": 300, "ceilings": 120, "traps": 180}
 """Seconds of one row. int8 chooses sites by timing them."""
 TIMING_SECONDS = 4
 _CPU = targets.load(targets.REFERENCE)
-_TORCH = "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb"
-DATA: Mapping[str, tuple[str, str]] = {
-    "cifar_resnet20": ("data/cifar10/eval.npz", ""),
-    "cifar_resnet20_legacy": ("data/cifar10/eval.npz", ""),
-    "cifar_resnet56": ("data/cifar10/eval.npz", ""),
-    "mnist_8": ("data/mnist/eval.npz", ""),
-    "mobilenet_v1_025": ("data/imagenet/eval", _TORCH),
-    "mobilenet_v2": ("data/imagenet/eval", "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb"),
-    "squeezenet1_1": ("data/imagenet/eval", "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"),
-}
-"""Real data of a model; the others get generated inputs."""
 DIMS = {"T": 32}
 """Sizes of dynamic dimensions other than the batch."""
 INT8 = {
@@ -208,9 +197,8 @@ def measured(row: str, folder: Path) -> dict[str, Any]:
 def inputs(name: str, path: Path) -> dataset.Dataset:
     """The model's real data, or generated ones."""
     loaded = model.load(path)
-    if name in DATA:
-        source, images = DATA[name]
-        return dataset.open_dataset(str(common.zoo() / source), model.input_specs(loaded), images=images or None).first(16)
+    if name in common.DATA:
+        return common.DATA[name].read(model.input_specs(loaded)).first(16)
     with targets.runtime(_CPU).open(path, _CPU) as session:
         symbols = {dim for spec in model.input_specs(loaded) for dim in spec.shape or ()}
         dims = {name: size for name, size in DIMS.items() if name in symbols}
@@ -246,21 +234,17 @@ def int8(row: str, folder: Path) -> dict[str, Any]:
     """What the recipe int8 makes of a model for a target."""
     name, path, target = place(row, folder)
     out = folder / "int8.onnx"
-    more: list[object] = ["--max-drop", "0.01"]
-    where, images = folder / "samples.npz", ""
+    specs = model.input_specs(model.load(path))
     if name == "encoder":
-        np.savez(where, x=np.random.default_rng(1).standard_normal((64, 128, 256)).astype(np.float32))
-        more += ["--data", where, "--metric", "cosine"]
+        samples = folder / "samples.npz"
+        np.savez(samples, x=np.random.default_rng(1).standard_normal((64, 128, 256)).astype(np.float32))
+        data, given = dataset.open_dataset(str(samples), specs), ["--data", samples, "--metric", "cosine"]
     else:
-        where, images = common.zoo() / DATA[name][0], DATA[name][1]
-        more += ["--data", common.zoo() / DATA[name][0].replace("eval", "calib"), "--eval", where]
-        more += ["--images", images] if images else []
-    ran = common.graphopt("optimize", path, "-o", out, "--target", target.name, "--recipe", "int8", "--json", *more)
-    if not out.exists():
-        said = json.loads(ran.stdout)["verdict"] if ran.stdout else ran.stderr
-        return {"failed": said.strip()[:300]}
-    report = json.loads(ran.stdout)
-    data = dataset.open_dataset(str(where), model.input_specs(model.load(path)), images=images or None)
+        data, given = common.DATA[name].read(specs), common.DATA[name].given()
+    asked = ("--target", target.name, "--recipe", "int8", "--max-drop", "0.01", *given)
+    report, _ = common.optimized(path, "-o", out, *asked)
+    if "failed" in report:
+        return report
     metric, timed = report["validation"]["metric"], report["timing"]
     found = {
         "metric": metric["name"],
@@ -338,7 +322,7 @@ def models_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, one in sorted(found.items(), key=lambda pair: pair[0].split(" on ")[::-1]):
         if "failed" in one:
-            rows.append((name, one["failed"].replace("|", "/").replace("\n", " ")[:160], *[""] * 6))
+            rows.append((name, common.cell(one["failed"])[:160], *[""] * 6))
             continue
         rows.append(
             (
@@ -381,7 +365,7 @@ def int8_table(found: Mapping[str, Mapping[str, Any]]) -> str:
         goals = GOALS.get(target, {})
         goal = goals.get(of, goals.get(""))
         if "failed" in one:
-            rows.append((name, goal or "", one["failed"].replace("|", "/"), *[""] * 6))
+            rows.append((name, goal or "", common.cell(one["failed"]), *[""] * 6))
             continue
         reached = "" if goal is None else f"{goal:g}: {'met' if one['cpu']['speedup'] >= goal else 'missed'}"
         metric = f"{one['metric']} {one['before']:.4f} to {one['after']:.4f}"
@@ -409,7 +393,7 @@ def ceilings_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for kind, one in found.items():
         if "failed" in one:
-            rows.append((kind, one["failed"].replace("|", "/"), "", ""))
+            rows.append((kind, common.cell(one["failed"]), "", ""))
         else:
             rows.append((kind, speed(one["speed"]), mostly(one["before"], 1), mostly(one["after"], 2)))
     return common.table(("operator", "int8 against float32", "kernel in float32", "kernels in int8"), rows)
@@ -417,9 +401,9 @@ def ceilings_table(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def traps_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        (name, "", one["failed"].replace("|", "/"), "")
+        (name, "", common.cell(one["failed"]), "")
         if "failed" in one
-        else (name, one["exit"], one["said"].replace("|", "/")[:250], f"{one['sqnr_db']:.0f} dB" if "sqnr_db" in one else "")
+        else (name, one["exit"], common.cell(one["said"])[:250], f"{one['sqnr_db']:.0f} dB" if "sqnr_db" in one else "")
         for name, one in found.items()
     ]
     return common.table(("trap", "exit", "what the tool says", "SQNR of the answers"), rows)

@@ -26,21 +26,16 @@ from graphopt.runtimes.web import engine, npm
 
 import common
 
-IMAGES = "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225"
-INT8: dict[str, list[str]] = {
-    "cifar_resnet20": ["--data", "data/cifar10/calib.npz", "--eval", "data/cifar10/eval.npz"],
-    "mobilenet_v1_025": ["--data", "data/imagenet/calib", "--eval", "data/imagenet/eval", "--images", IMAGES],
-}
-"""Recipe arguments of the networks that are quantized."""
+INT8 = ("cifar_resnet20", "mobilenet_v1_025")
+"""The networks that are quantized."""
 
 
 def main() -> None:
     options = common.arguments(__doc__).parse_args()
-    folder = common.zoo()
     wasm, webgpu, cpu = (targets.load(name) for name in ("web-wasm", "web-webgpu", "cpu"))
     web, native = targets.runtime(wasm), targets.runtime(cpu)
     figures: list[dict[str, Any]] = []
-    for path in sorted((folder / "models").glob("*.onnx")):
+    for path in sorted((common.zoo() / "models").glob("*.onnx")):
         with native.open(path, cpu) as session:
             feed = next(iter(generate(model.load(path), samples=1, runs=session.accepts).batches())).feed
             expected = session.run(feed)
@@ -63,7 +58,7 @@ def main() -> None:
                 "clock": same.clock,
             }
         )
-    quantized = [row for name, data in INT8.items() for row in _int8(folder, name, data)]
+    quantized = [row for name in INT8 for row in _int8(name)]
     browser = engine.browser()[0].version
     text = (
         f"In {browser} with onnxruntime-web {npm.package()[1]}. *Difference*: the largest of any output, relative to its peak. "
@@ -102,16 +97,14 @@ def _relative(actual: Array, expected: Array) -> float:
     return float(np.max(np.abs(actual.astype(np.float64) - expected.astype(np.float64)))) / peak
 
 
-def _int8(folder: Path, name: str, data: list[str]) -> Iterator[dict[str, Any]]:
+def _int8(name: str) -> Iterator[dict[str, Any]]:
     """Quantize once with everything, and once as it comes."""
-    arguments = [str(folder / part) if part.startswith("data/") else part for part in data]
+    source = common.zoo() / "models" / f"{name}.onnx"
     for how, more in (("goal size", ["--goal", "size"]), ("goal latency", [])):
         with ExitStack() as stack:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "int8.onnx"
-            source = folder / "models" / f"{name}.onnx"
-            ran = common.graphopt(
-                "optimize", source, "-o", out, "--target", "web-wasm", "--recipe", "int8-static", *arguments, *more, "--json"
-            )
+            asked = ("--target", "web-wasm", "--recipe", "int8-static", *common.DATA[name].given(), *more, "--json")
+            ran = common.graphopt("optimize", source, "-o", out, *asked)
             report = json.loads(ran.stdout)
             timed, metric = report["timing"], report["validation"] and report["validation"]["metric"]
             step = next((each for each in report["passes"] if each["name"] == "quantize.static"), None)

@@ -6,7 +6,6 @@ then loaded again and checked by ONNX's full checker. Needs GRAPHOPT_ZOO.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,17 @@ import onnx
 
 import common
 
-IMAGENET = "data/imagenet/eval"
-DATA: dict[str, list[str]] = {
-    "cifar_resnet20": ["--eval", "data/cifar10/eval.npz"],
-    "cifar_resnet20_legacy": ["--eval", "data/cifar10/eval.npz"],
-    "cifar_resnet56": ["--eval", "data/cifar10/eval.npz"],
-    "mnist_8": ["--eval", "data/mnist/eval.npz"],
-    "mobilenet_v1_025": ["--eval", IMAGENET, "--images", "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225"],
-    "mobilenet_v2": ["--eval", IMAGENET, "--images", "crop=224,scale=127.5,mean=1,std=1,label-offset=1"],
-    "squeezenet1_1": ["--eval", IMAGENET, "--images", "crop=224,scale=1,channels=bgr,mean=104:117:123,std=1"],
-}
-
 
 def main() -> None:
     options = common.arguments(__doc__).parse_args()
-    folder = common.zoo()
     reports: dict[str, Any] = {}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for source in sorted((folder / "models").glob("*.onnx")):
+        for source in sorted((common.zoo() / "models").glob("*.onnx")):
             out = Path(temporary) / source.name
-            data = [str(folder / part) if part.startswith("data/") else part for part in DATA.get(source.stem, [])]
-            ran = common.graphopt("optimize", source, "-o", out, *data, "--json")
-            report = reports[source.stem] = json.loads(ran.stdout)
+            data = common.DATA[source.stem].checked() if source.stem in common.DATA else []
+            report, ran = common.optimized(source, "-o", out, *data)
+            reports[source.stem] = report
             onnx.checker.check_model(out, full_check=True)
             before, after, timing = report["input"], report["output"], report["timing"]
             validation = report["validation"]
@@ -48,7 +35,7 @@ def main() -> None:
                     f"{before['nodes']} → {after['nodes']}",
                     f"{before['bytes'] / 1e3:,.0f} → {after['bytes'] / 1e3:,.0f}",
                     f"{timing['before_ms']:.3f} → {timing['after_ms']:.3f}",
-                    f"{timing['speedup']:.3f} ({timing['speedup_low']:.3f} to {timing['speedup_high']:.3f})",
+                    common.interval(timing, 3),
                     f"{max(row['max_rel'] for row in validation['outputs'].values()):.1e}",
                     f"{metric['name']} {metric['before']:.4f} → {metric['after']:.4f}" if metric else "generated inputs",
                     f"{ran.cpu_seconds:.1f}",
