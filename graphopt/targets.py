@@ -107,8 +107,6 @@ class Target(BaseModel):
     @property
     def channels_at_once(self) -> int:
         """``vector_width``; where the target leaves it open, that of this machine: 8 floats with AVX2, else 16."""
-        from .environment import environment
-
         if self.vector_width is not None:
             return self.vector_width
         isa = environment().isa

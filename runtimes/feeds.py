@@ -1,4 +1,4 @@
-"""What is wrong with a feed that an engine refused, judged by the model's inputs: engines say it each in their own way."""
+"""What is wrong with a feed, judged by the model's inputs: engines say it each in their own way, or convert it quietly."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ def feed_problem(feed: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Dat
             takes = ", ".join("?" if size is None else str(size) for size in spec.shape)
             return DataError(f"has shape {list(array.shape)} but the model takes [{takes}]", where=where)
     return None
+
+
+class FeedCheck:
+    """Refuses feeds that do not fit the inputs; one that is run again and again, as when timed, is judged once."""
+
+    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
+        self._inputs = inputs
+        self._right: object = None
+
+    def __call__(self, feed: Mapping[str, Array]) -> None:
+        """Raise the DataError that ``feed_problem`` finds, if any."""
+        if feed is not self._right:
+            if (problem := feed_problem(feed, self._inputs)) is not None:
+                raise problem
+            self._right = feed

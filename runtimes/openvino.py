@@ -35,7 +35,7 @@ from graphopt.model import count_nodes, input_specs, load, nodes, output_specs
 from graphopt.targets import Target
 from graphopt.timing import profiled
 
-from .feeds import feed_problem
+from .feeds import FeedCheck
 
 _NO_WORK = {"Parameter", "Constant", "Result"}  # operators of OpenVINO's graph that compute nothing
 _CONVERT = {"QuantizeLinear", "DequantizeLinear"}
@@ -129,7 +129,7 @@ class _OvSession(Session):
         self.inputs, self.outputs, count = _facts(model, stat.st_mtime_ns, stat.st_size)
         self.partition = Partition(nodes={target.provider: count}, parts=1)  # what it does not take whole it does not compile
         self._ports = [(spec.name, compiled.output(spec.name), spec.dtype) for spec in self.outputs]
-        self._checked: object = None
+        self._check = FeedCheck(self.inputs)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs by name, in the model's order.
@@ -139,11 +139,7 @@ class _OvSession(Session):
             DataError: The feed does not fit the model.
         """
         assert self._request is not None, "the session is closed"
-        if feed is not self._checked:
-            problem = feed_problem(feed, self.inputs)
-            if problem is not None:
-                raise problem
-            self._checked = feed
+        self._check(feed)
         try:
             found = self._request.infer(feed, share_inputs=True)
         except RuntimeError as error:
@@ -156,7 +152,7 @@ class _OvSession(Session):
 
     def close(self) -> None:
         """Free the model; the session cannot run afterwards."""
-        self._request, self._ports, self._checked = None, [], None
+        self._request, self._ports = None, []
 
 
 # --------------------------------------------------------------------------------------------------------------- loading

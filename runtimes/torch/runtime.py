@@ -19,7 +19,7 @@ from graphopt.contracts import Array, Availability, Feed, Network, NodeTime, Par
 from graphopt.errors import MissingError, ModelError
 from graphopt.graphs import site
 from graphopt.model import count_nodes, input_specs, load, nodes, output_specs
-from graphopt.runtimes.feeds import feed_problem
+from graphopt.runtimes.feeds import FeedCheck
 from graphopt.targets import Target
 from graphopt.timing import profiled
 
@@ -112,7 +112,7 @@ class _TorchSession(Session):
         self.inputs, self.outputs = input_specs(model), output_specs(model)
         self.partition = Partition({_PROVIDER: count_nodes(model)}, parts=1)
         self.load_seconds = time.perf_counter() - start
-        self._checked: object = None
+        self._check = FeedCheck(self.inputs)
         self._counts = counts
         self.laps: dict[ir.Node, float] = {}
         """Milliseconds of each node in the last run, where they are counted."""
@@ -125,11 +125,7 @@ class _TorchSession(Session):
             DataError: The feed does not fit the model.
         """
         assert self._network is not None, "the session is closed"
-        if feed is not self._checked:
-            problem = feed_problem(feed, self.inputs)
-            if problem is not None:
-                raise problem
-            self._checked = feed
+        self._check(feed)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         self._since = time.perf_counter()
@@ -147,4 +143,4 @@ class _TorchSession(Session):
 
     def close(self) -> None:
         """Free the weights; the session cannot run afterwards."""
-        self._network, self._checked = None, None
+        self._network = None
