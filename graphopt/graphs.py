@@ -24,6 +24,11 @@ def site(node: ir.Node) -> str:
     return node.name or next((output.name for output in node.outputs if output.name), node.op_type)
 
 
+def operator(node: ir.Node) -> str:
+    """The node's operator, with its domain before it unless that is ONNX's own."""
+    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor that a value always has: an initializer that no caller can override, or what a Constant node gives."""
     if value is None:

@@ -14,7 +14,7 @@ from . import model, partitions, targets
 from .contracts import Progress, TensorSpec
 from .cost import node_macs, total_macs
 from .errors import GraphoptError
-from .graphs import site
+from .graphs import operator, site
 from .model.weights import places, tensor_bytes
 from .partitions import Cut
 from .report.schema import ModelFacts
@@ -172,11 +172,6 @@ def _weight(value: ir.Value | None, constants: Mapping[ir.Value | ir.Node, ir.Te
     if producer is not None and producer.op_type == "DequantizeLinear":
         return _weight(producer.inputs[0], constants)
     return None if producer is None else constants.get(producer)
-
-
-def operator(node: ir.Node) -> str:
-    """The node's operator, with its domain unless that is ONNX's own."""
-    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
 
 
 def describe(spec: TensorSpec) -> str:

@@ -10,78 +10,24 @@ two stages, one waits for the other by way of the CPU. That is how onnxruntime's
 If, Loop and Scan are cut by themselves, or go with their node where the provider takes it and all that is in them.
 
 What is taken is said by the provider itself where it runs here (``from_provider``), else estimated from a table of its
-operators (``estimate``): ``operators/*.yaml``, from each provider's documentation. Where the installed onnxruntime brings its
-own list of a provider's operators, that list decides which there are, and the table only knows their limits.
+operators (``estimate``, ``operators.py``).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import onnx
 import onnx_ir as ir
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import registry, shapes, sizes, walk
-from .errors import UsageError
-from .graphs import constant, is_overridable, site
+from . import operators, shapes, sizes, walk
+from .graphs import operator, site
 
 if TYPE_CHECKING:
     from .contracts import Partition
     from .targets import Target
-
-NOT_FIXED = "its shapes are not fixed"
-REPLACEABLE = "is an initializer that a caller may replace"
-_FOLDER = Path(__file__).parent / "operators"
-_LISTED = re.compile(r"^\|ai\.onnx[:.](\w+)\|", re.MULTILINE)
-_CONTRIB = "com.microsoft"
-
-
-class Limits(BaseModel):
-    """What a provider asks of a node of an operator that it takes. Inputs are counted from 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    types: tuple[str, ...] | None = Field(default=None, description="element types of the first input; None: the table's")
-    ranks: tuple[int, ...] = Field(default=(), description="ranks of the first input; none: any")
-    constant: tuple[int, ...] = Field(default=(), description="inputs that must be constant where they are given")
-    constant_or_int32: tuple[int, ...] = Field(default=(), description="inputs that must be constant, or int32")
-    nonnegative: int | None = Field(default=None, description="an input that may hold no negative number where it is constant")
-    vector: int | None = Field(default=None, description="an input that may not be a scalar")
-    attributes: dict[str, tuple[str | int, ...]] = Field(
-        default={}, description="values that an attribute may have; none: absent"
-    )
-    outputs: int | None = Field(default=None, description="how many outputs may be used")
-    last_axis: bool = Field(default=False, description="whether its axis must be the last")
-    even: bool = Field(default=False, description="whether all its outputs must be of one size")
-    after: tuple[str, ...] = Field(default=(), description="operators of which it must follow one, to be fused with it")
-    note: str = Field(default="", description="a limit that is not checked, for people")
-
-
-class Table(BaseModel):
-    """A provider's operators, with its limits on each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(description="where the table is from, with the version")
-    listed: str | None = Field(default=None, description="file of the onnxruntime package that lists the operators")
-    opset: int | None = Field(default=None, description="highest opset of the default domain")
-    static: bool = Field(default=False, description="whether all shapes must be fixed")
-    bodies: bool = Field(True, description="whether nodes in bodies of If, Loop and Scan are taken when these are not")
-    max_rank: int | None = None
-    types: tuple[str, ...]
-    note: str = ""
-    operators: dict[str, Limits | None]
-    """Those of other domains than ONNX's own with their domain before them."""
 
 
 @dataclass(frozen=True)
@@ -119,56 +65,13 @@ class Cut:
     @property
     def sites(self) -> list[Left]:
         """The nodes that stay behind, for people."""
-        return [Left(site(node), _key(node), why) for node, why in self.left.items()]
+        return [Left(site(node), operator(node), why) for node, why in self.left.items()]
 
     @property
     def reasons(self) -> list[tuple[str, str, int]]:
         """Operator, reason and number of the nodes that stay behind, the most frequent first."""
-        counted = Counter((_key(node), why) for node, why in self.left.items())
-        return [(operator, why, number) for (operator, why), number in counted.most_common()]
-
-
-def tables() -> list[str]:
-    """Names of the tables that ship with graphopt, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
-@cache
-def table(name: str) -> Table:
-    """The table called ``name``, or the one in the YAML file of that path, with the operators that onnxruntime lists.
-
-    Raises:
-        UsageError: No such table, or its file is not valid.
-    """
-    path = _FOLDER / f"{name}.yaml"
-    path = path if path.is_file() else Path(name)
-    if not path.is_file():
-        raise registry.unknown_name("table of operators", name, tables())
-    try:
-        found = Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"not a table of operators: {'.'.join(map(str, first['loc']))}: {first['msg']}", where=name) from None
-    listed = _listed(found.listed) if found.listed else None
-    if listed is None:
-        return found
-    operators = {key: limits for key, limits in found.operators.items() if "." in key or key.lower() in listed}
-    known = {key.lower() for key in operators}
-    schemas = {schema.name.lower(): schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
-    operators |= {schemas[name]: None for name in listed if name not in known and name in schemas}
-    return found.model_copy(update={"operators": operators})
-
-
-def _listed(file: str) -> frozenset[str] | None:
-    """The operators in a list of the installed onnxruntime, in lower case: the lists do not agree with ONNX on that."""
-    spec = importlib.util.find_spec("onnxruntime")
-    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        path = Path(folder) / file
-        if path.is_file():
-            return frozenset(name.lower() for name in _LISTED.findall(path.read_text(encoding="utf-8")))
-    return None
+        counted = Counter((operator(node), why) for node, why in self.left.items())
+        return [(name, why, number) for (name, why), number in counted.most_common()]
 
 
 def estimate(model: ir.Model, target: Target, dims: Mapping[str, int] | None = None) -> Cut | None:
@@ -184,25 +87,25 @@ def estimate(model: ir.Model, target: Target, dims: Mapping[str, int] | None = N
     """
     if target.operators is None:
         return None
-    found = table(target.operators)
+    table = operators.load(target.operators)
     facts = sizes.infer(model, dims) if dims else shapes.infer(model)
-    judge = _Judge(found, facts, model)
+    judge = operators.Judge(table, facts, model)
     left: dict[ir.Node, str] = {}
-    partitions = _cut(model.graph, judge.why_not, left, bodies=found.bodies)
-    present = {_key(node) for node in walk.nodes(model.graph)}
+    partitions = _cut(model.graph, judge.why_not, left, bodies=table.bodies)
+    present = {operator(node) for node in walk.nodes(model.graph)}
     noted = [
-        (key, limits.note) for key, limits in found.operators.items() if limits is not None and limits.note and key in present
+        (key, limits.note) for key, limits in table.operators.items() if limits is not None and limits.note and key in present
     ]
     nodes = sum(1 for node in walk.nodes(model.graph) if not _is_constant(node))
     return Cut(
         target=target.name,
         judged_by="table",
-        source=found.source,
+        source=table.source,
         nodes=nodes,
         taken=nodes - len(left),
         partitions=partitions,
         left=left,
-        notes=(*([found.note] if found.note else []), *(f"{key}: {note}" for key, note in noted)),
+        notes=(*([table.note] if table.note else []), *(f"{key}: {note}" for key, note in noted)),
     )
 
 
@@ -282,147 +185,3 @@ def _reads(node: ir.Node) -> Iterator[ir.Node]:
 
 def _is_constant(node: ir.Node) -> bool:
     return node.op_type == "Constant" and node.domain == ""
-
-
-def _key(node: ir.Node) -> str:
-    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
-
-
-# ----------------------------------------------------------------------------------------------------------- the table's word
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Says why a provider does not take a node, by its table."""
-
-    table: Table
-    facts: shapes.Facts
-    model: ir.Model
-
-    def why_not(self, node: ir.Node) -> str | None:
-        """None where it is taken."""
-        key = _key(node)
-        if node.op_identifier() in self.model.functions:
-            return "it is a function of the model"
-        if key not in self.table.operators:
-            return "the provider has no such operator"
-        limits = self.table.operators[key] or Limits()
-        opset = self.model.opset_imports.get("", 0)
-        if self.table.opset is not None and opset > self.table.opset and node.domain == "":
-            return f"the model's opset is {opset}, and the provider takes up to {self.table.opset}"
-        asked = (self._types, self._shapes, self._constants, self._attributes, self._structure)
-        return next((why for ask in asked if (why := ask(node, limits)) is not None), None)
-
-    def _types(self, node: ir.Node, limits: Limits) -> str | None:
-        allowed = self.table.types if limits.types is None else limits.types
-        value = next((value for value in node.inputs if value is not None), None)
-        name = None if value is None else self._dtype(value)
-        return None if name is None or name in allowed else f"its type is {name}"
-
-    def _shapes(self, node: ir.Node, limits: Limits) -> str | None:
-        if self.table.static:
-            for value in node.inputs:
-                shape = None if value is None else self._shape(value)
-                if value is not None and (shape is None or not shape.is_static()):
-                    return NOT_FIXED
-        inputs = [value for value in node.inputs if value is not None]
-        ranks = [len(shape) for value in (*inputs, *node.outputs) if (shape := self._shape(value)) is not None]
-        if self.table.max_rank is not None and max(ranks, default=0) > self.table.max_rank:
-            return f"a tensor has {max(ranks)} dimensions, and the provider takes up to {self.table.max_rank}"
-        first = self._shape(inputs[0]) if inputs else None
-        if limits.ranks and first is not None and len(first) not in limits.ranks:
-            return f"its input has {len(first)} dimensions, not {_either(limits.ranks)}"
-        if limits.vector is not None and _given(node, limits.vector) is not None:
-            shape = self._shape(node.inputs[limits.vector])
-            if shape is not None and len(shape) == 0:
-                return f"its {_ordinal(limits.vector)} input is a scalar"
-        return None
-
-    def _constants(self, node: ir.Node, limits: Limits) -> str | None:
-        for index in limits.constant:
-            if (value := _given(node, index)) is not None and not self._is_fixed(value):
-                return f"its {_ordinal(index)} input {REPLACEABLE if is_overridable(value) else 'is not constant'}"
-        for index in limits.constant_or_int32:
-            value = _given(node, index)
-            if value is not None and not self._is_fixed(value) and self._dtype(value) != "int32":
-                return f"its {_ordinal(index)} input is {self._dtype(value)} and not constant"
-        if limits.nonnegative is not None:
-            tensor = constant(_given(node, limits.nonnegative))
-            if tensor is not None and tensor.size and np.min(tensor.numpy()) < 0:
-                return f"its {_ordinal(limits.nonnegative)} input has negative numbers"
-        return None
-
-    def _is_fixed(self, value: ir.Value) -> bool:
-        """Whether it is constant, or what a DequantizeLinear that is taken too makes of constants, as of a weight."""
-        producer = value.producer()
-        if producer is None or producer.op_type != "DequantizeLinear" or self.why_not(producer) is not None:
-            return constant(value) is not None
-        return all(each is None or constant(each) is not None for each in producer.inputs)
-
-    def _attributes(self, node: ir.Node, limits: Limits) -> str | None:
-        for name, allowed in limits.attributes.items():
-            found = node.attributes.get(name)
-            value = _default(node, name, self.model) if found is None or found.is_ref() else found.value
-            value = value.decode() if isinstance(value, bytes) else value
-            if (value is not None or allowed) and value not in allowed:
-                return f"its {name} is {value}"
-        return None
-
-    def _structure(self, node: ir.Node, limits: Limits) -> str | None:
-        used = [output for output in node.outputs if output.uses() or output.is_graph_output()]
-        if limits.outputs is not None and len(used) > limits.outputs:
-            return f"{len(used)} of its outputs are used"
-        shape = self._shape(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-        if limits.last_axis and shape is not None:
-            axis = node.attributes.get_int("axis", -1 if self.model.opset_imports.get("", 0) >= 13 else 1)
-            if axis % max(len(shape), 1) != len(shape) - 1:
-                return "its axis is not the last"
-        if limits.even:
-            parts = [self._shape(output) for output in node.outputs]
-            if any(part is not None and part != parts[0] for part in parts):
-                return "its outputs are not of one size"
-        if limits.after:
-            producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-            if producer is None or _key(producer) not in limits.after or self.why_not(producer) is not None:
-                return f"it follows no {_either(limits.after)}"
-        return None
-
-    def _shape(self, value: ir.Value | None) -> ir.Shape | None:
-        """What follows from the model's inputs; else what the file states, which a provider believes."""
-        if value is None:
-            return None
-        tensor = constant(value)
-        if tensor is not None:
-            return ir.Shape(tensor.shape.numpy())
-        known = self.facts.get(value)
-        if known is not None and known.shape is not None and (known.shape.is_static() or value.shape is None):
-            return known.shape
-        return value.shape
-
-    def _dtype(self, value: ir.Value) -> str | None:
-        known = self.facts.get(value)
-        dtype = known.type.dtype if known is not None and isinstance(known.type, ir.TensorType) else value.dtype
-        return None if dtype is None else str(np.dtype(dtype.numpy()))
-
-
-def _given(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _default(node: ir.Node, name: str, model: ir.Model) -> object:
-    """An attribute's value where a node does not state it, by ONNX's own definition of the operator."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get(node.domain, 1), node.domain)
-        default = schema.attributes[name].default_value
-    except (onnx.defs.SchemaError, KeyError):
-        return None
-    return onnx.helper.get_attribute_value(default) if default.name else None
-
-
-def _either(values: Sequence[object]) -> str:
-    return " or ".join(map(str, values))
-
-
-def _ordinal(index: int) -> str:
-    names = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-    return names[index] if index < len(names) else f"{index + 1}th"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt import partitions, targets
+from graphopt import operators, partitions, targets
 from graphopt.contracts import Partition
 from graphopt.errors import UsageError
 from graphopt.targets import Target
@@ -168,9 +168,9 @@ def test_constants_are_no_nodes() -> None:
     assert cut(proto).nodes == 1
 
 
-@pytest.mark.parametrize("name", partitions.tables())
+@pytest.mark.parametrize("name", operators.names())
 def test_every_table_is_valid_and_says_where_it_is_from(name: str) -> None:
-    found = partitions.table(name)
+    found = operators.load(name)
     assert len(found.source) > 40
     known = {schema.name for schema in onnx.defs.get_all_schemas_with_history()}
     assert {key for key in found.operators if "." not in key} <= known
@@ -179,21 +179,21 @@ def test_every_table_is_valid_and_says_where_it_is_from(name: str) -> None:
 @pytest.mark.parametrize("name", targets.names())
 def test_a_target_names_a_table_that_there_is(name: str) -> None:
     table = targets.load(name).operators
-    assert table is None or table in partitions.tables()
+    assert table is None or table in operators.names()
 
 
 def test_the_list_of_the_installed_onnxruntime_decides() -> None:
-    assert "Sin" in partitions.table("nnapi").operators
-    assert "Erf" not in partitions.table("nnapi").operators
+    assert "Sin" in operators.load("nnapi").operators
+    assert "Erf" not in operators.load("nnapi").operators
 
 
 def test_a_wrong_table_is_an_error_that_names_the_field(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("source: me\ntypes: [float32]\noperators: {Relu: {rank: 4}}\n")
     with pytest.raises(UsageError, match="rank"):
-        partitions.table(str(path))
+        operators.load(str(path))
     with pytest.raises(UsageError, match="unknown table"):
-        partitions.table("nnapy")
+        operators.load("nnapy")
 
 
 def test_a_provider_may_take_older_operators_only(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant, is_overridable, site
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, constant, is_overridable, operator, site
 from graphopt.shapes import Facts, subgraphs
 
 from .ids import FREE, Axis, Ids, Symbol, UnionFind
@@ -128,9 +128,8 @@ class Analysis:
 
     def _ruled(self, node: ir.Node, rules: dict[str, Rule]) -> Sequence[Axes | None]:
         """What the rule of a node says of its outputs. What it does not answer for is locked."""
-        name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
         outputs: Sequence[Axes | None] = ()
-        rule, why = rules.get(name), "it reads this as a whole"
+        rule, why = rules.get(operator(node)), "it reads this as a whole"
         self._asked = set()
         try:
             if rule is None:

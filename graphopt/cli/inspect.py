@@ -108,7 +108,7 @@ def command(path: Path, top: int, target_names: tuple[str, ...], dims: dict[str,
 
 def _show_cut(found: Support) -> None:
     """How one target cuts the model, and what stays behind."""
-    from graphopt.partitions import NOT_FIXED
+    from graphopt.operators import NOT_FIXED
 
     from .output import console, table
 

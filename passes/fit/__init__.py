@@ -22,7 +22,8 @@ from graphopt import shapes, walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.graphs import site
 from graphopt.model import clone, weight_bytes
-from graphopt.partitions import NOT_FIXED, REPLACEABLE, Cut
+from graphopt.operators import NOT_FIXED, REPLACEABLE
+from graphopt.partitions import Cut
 
 from . import activations, layout, normalize
 from .place import Names, Place, Refused

@@ -19,10 +19,10 @@ import onnx_ir as ir
 from graphopt import walk
 from graphopt.contracts import Array, NodeInput
 from graphopt.errors import ModelError
-from graphopt.graphs import constant_tensor, site
+from graphopt.graphs import constant_tensor, operator, site
 from graphopt.model import nodes
 
-from .operators import TABLE, Call, called
+from .operators import TABLE, Call
 from .tensors import Tensor, from_array
 
 _Values = dict[ir.Value, Any]
@@ -108,7 +108,7 @@ class TorchNetwork:
         else:
             call = self._called(node, values, given, through)
             try:
-                found = TABLE[called(node)](call, *inputs)
+                found = TABLE[operator(node)](call, *inputs)
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 raise ModelError(f"torch cannot run it: {error}", where=f"node {site(node)!r} ({node.op_type})") from error
         several = isinstance(found, tuple)
@@ -133,12 +133,12 @@ class TorchNetwork:
 
 def missing_operators(model: ir.Model) -> list[str]:
     """The operators in a model, its functions and their subgraphs that torch has no function for; sorted."""
-    return sorted({called(node) for node in nodes(model) if not runs(model, node)})
+    return sorted({operator(node) for node in nodes(model) if not runs(model, node)})
 
 
 def runs(model: ir.Model, node: ir.Node) -> bool:
     """Whether there is a function for a node's operator."""
-    return called(node) in TABLE or node.op_identifier() in model.functions
+    return operator(node) in TABLE or node.op_identifier() in model.functions
 
 
 def _attributes(node: ir.Node, given: Mapping[str, ir.Attr]) -> dict[str, ir.Attr]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx_ir as ir
-
 from . import elementwise, layout, products, quantization, recurrent, reductions, windows
 from .call import Call, Rule
 
-__all__ = ["TABLE", "Call", "Rule", "called"]
+__all__ = ["TABLE", "Call", "Rule"]
 
 TABLE: Mapping[str, Rule] = {
     name: rule
@@ -17,8 +15,3 @@ TABLE: Mapping[str, Rule] = {
     for name, rule in module.TABLE.items()
 }
 """By ``Operator``, or ``domain.Operator`` where the domain is not ONNX's own."""
-
-
-def called(node: ir.Node) -> str:
-    """What the table knows a node's operator by."""
-    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"

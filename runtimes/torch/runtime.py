@@ -17,14 +17,13 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array, Availability, Feed, Network, NodeTime, Partition, Runtime, Session, SessionOptions
 from graphopt.errors import MissingError, ModelError
-from graphopt.graphs import site
+from graphopt.graphs import operator, site
 from graphopt.model import count_nodes, input_specs, load, nodes, output_specs
 from graphopt.runtimes.feeds import FeedCheck
 from graphopt.targets import Target
 from graphopt.timing import profiled
 
 from .network import TorchNetwork, runs
-from .operators import called
 from .tensors import to_array, torch
 
 _PROVIDER = "CPU"
@@ -90,7 +89,7 @@ class TorchRuntime(Runtime):
         """
         self.require(target)
         loaded = load(model)
-        left = [(site(node), called(node), "none") for node in nodes(loaded) if not runs(loaded, node)]
+        left = [(site(node), operator(node), "none") for node in nodes(loaded) if not runs(loaded, node)]
         return Partition({_PROVIDER: count_nodes(loaded) - len(left)}, left, None if left else 1)
 
 
