@@ -30,9 +30,8 @@ from .stage import Outcome, Stage
 
 if TYPE_CHECKING:
     from .journal import Journal
-    from .pipeline import Run
-    from .recipe import Recipe, Step
     from .report.schema import PassRow
+    from .run import Run
 
 _FIRST = 0.05
 """Damage, the noise-to-signal ratio of the outputs, that is tried first."""
@@ -49,23 +48,6 @@ _NEAR = 0.8
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
-
-
-def span(recipe: Recipe) -> range:
-    """The steps of a recipe that share the budget, from the first graded pass to the last lossy one; none where it is one."""
-    found = [at for at, step in enumerate(recipe.steps) if isinstance(step.rewrite, LossyPass)]
-    graded = [at for at in found if is_priced(recipe.steps[at])]
-    return range(graded[0], found[-1] + 1) if graded and len(found) > 1 else range(0)
-
-
-def is_priced(step: Step) -> bool:
-    """Whether how much the pass does is for the core to choose, setting by setting."""
-    return (
-        isinstance(step.rewrite, LossyPass)
-        and step.rewrite.graded
-        and not step.rewrite.decided()
-        and step.rewrite.rounds() == 1
-    )
 
 
 @dataclass(frozen=True)
@@ -120,7 +102,7 @@ class Joint:
         assert run.evidence is not None, "a recipe with a lossy pass is not started without data"
         self.evidence, self.trial = run.evidence, run.trial()
         self.steps = {at: steps[at] for at in self.places}
-        self.priced = [at for at in self.places if is_priced(steps[at])]
+        self.priced = [at for at in self.places if steps[at].priced]
         self.tail = range(self.priced[-1] + 1, self.places.stop)
         self.base = (len(run.stages), len(run.rows))
 

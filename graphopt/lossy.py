@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -22,9 +22,7 @@ from .evidence import Evidence, Unusable
 from .graphs import constant
 from .sensitivity import Sensitivity
 from .stage import Outcome, Stage
-
-if TYPE_CHECKING:
-    from .trial import Trial
+from .trial import Trial
 
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 """Operators that turn numbers of one type into another."""

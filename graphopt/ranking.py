@@ -14,13 +14,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from . import recipe as recipes
+from . import targets
 from .contracts import LossyPass, Progress, Silent
 from .environment import environment
 from .errors import UsageError
-from .job import prepare
+from .job import Job, budgeted
 from .lossy import Work
-from .pipeline import Run
 from .report.schema import ChangeRow, Environment, SensitivityRow
+from .run import Run
 
 
 class PassRanking(BaseModel):
@@ -85,15 +87,16 @@ def rank(
     begun = time.perf_counter()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graphopt-")))
-        job = prepare(
-            model,
-            folder / "unused.onnx",
-            recipe=recipe,
-            target=target,
+        chosen = recipes.load(recipe, settings)
+        job = Job(
+            model=Path(model),
+            output=folder / "unused.onnx",
+            recipe=chosen,
+            target=targets.load(target),
+            budget=budgeted(chosen, None, "latency"),
             data=data,
             images=images,
-            settings=settings,
-            exclude=exclude,
+            exclude=tuple(exclude),
             timing=False,
             seed=seed,
         )

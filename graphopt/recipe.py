@@ -17,16 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import registry
+from .contracts import LossyPass, Pass
 from .errors import UsageError
-
-if TYPE_CHECKING:
-    from .contracts import LossyPass, Pass
 
 _FOLDER = Path(__file__).parent / "recipes"
 
@@ -38,6 +36,12 @@ class Step:
     name: str
     options: dict[str, object]
     rewrite: Pass | LossyPass
+
+    @property
+    def priced(self) -> bool:
+        """Whether how much the pass does is for the core to choose, setting by setting."""
+        rewrite = self.rewrite
+        return isinstance(rewrite, LossyPass) and rewrite.graded and not rewrite.decided() and rewrite.rounds() == 1
 
 
 class Settled:
@@ -66,16 +70,20 @@ class Recipe:
     summary: str
     steps: tuple[Step, ...]
 
+    @property
+    def joint(self) -> range:
+        """The steps that share the budget, from the first priced one to the last lossy one; none where it is one."""
+        lossy = [at for at, step in enumerate(self.steps) if isinstance(step.rewrite, LossyPass)]
+        priced = [at for at in lossy if self.steps[at].priced]
+        return range(priced[0], lossy[-1] + 1) if priced and len(lossy) > 1 else range(0)
+
     def share(self, step: Step) -> float:
         """The part of the budget of accuracy that may be spent up to a step.
 
         The families of lossy passes (``prune``, ``quantize``) get equal parts, in turn, and what one leaves is there for those
         after it: else the first would spend all of it.
         """
-        from . import joint
-        from .contracts import LossyPass
-
-        if any(self.steps[at] is step for at in joint.span(self)):
+        if any(self.steps[at] is step for at in self.joint):
             return 1.0
         lossy = [one.name.partition(".")[0] for one in self.steps if isinstance(one.rewrite, LossyPass)]
         families = [*dict.fromkeys(lossy)]

@@ -1,8 +1,7 @@
 """One pass on trial: applied to a clone, checked, and kept only if the answers stay right.
 
-A lossless pass must leave every output equal; a lossy one must hold the budget, and backs off from harsh settings to
-gentle ones until it does. A pass that raises, writes an invalid graph or touches the signature is undone, and the
-outcome says why.
+A lossless pass must leave every output equal; a lossy one must hold the budget (``lossy.py``). A pass that raises, writes an
+invalid graph or touches the signature is undone, and the outcome says why.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from . import lossy, model
+from . import model
 from .contracts import Context, LossyPass, Pass, TensorSpec
 from .errors import GraphoptError, ModelError
 from .evidence import Evidence
@@ -40,23 +39,6 @@ class Trial:
     """Whether candidates of lossy passes may be timed."""
     goal: Literal["latency", "size"]
 
-    def run(self, rewrite: Pass | LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Outcome:
-        """Try ``rewrite`` on the model ``before``; a result that is kept is written to ``path``.
-
-        Args:
-            rewrite: The pass.
-            before: The model so far.
-            path: Where a result goes.
-            context: What the pass may use.
-            share: The part of the budget of accuracy that may be spent up to this pass.
-
-        Raises:
-            GraphoptError: The pass needs something from the user (an option, data, an extra).
-        """
-        if isinstance(rewrite, LossyPass):
-            return self.guarded(rewrite, lambda: lossy.attempt(self, rewrite, before, path, context, share))
-        return self.guarded(rewrite, lambda: self._lossless(rewrite, before, path, context))
-
     def guarded(self, rewrite: Pass | LossyPass, work: Callable[[], Outcome]) -> Outcome:
         """What ``work`` of a pass came to; a defect is an outcome too.
 
@@ -71,7 +53,8 @@ class Trial:
             _LOG.debug("the pass %s failed", rewrite.name, exc_info=True)
             return Outcome(False, f"the pass failed with {type(error).__name__}: {error}")
 
-    def _lossless(self, rewrite: Pass, before: Stage, path: Path, context: Context) -> Outcome:
+    def lossless(self, rewrite: Pass, before: Stage, path: Path, context: Context) -> Outcome:
+        """Try a lossless pass on the model ``before``; a result that is kept is written to ``path``."""
         candidate = model.clone(before.model)
         changes = rewrite.apply(candidate, context)
         if not any(change.done for change in changes):

@@ -33,19 +33,19 @@ def ran(folder: Path, name: str, **options: object) -> Report:
 
 def test_passes_share_a_budget_from_the_first_graded_one_on() -> None:
     compact = recipe.load("compact")
-    names = [compact.steps[at].name for at in joint.span(compact)]
+    names = [compact.steps[at].name for at in compact.joint]
     assert names == [step.name for step in compact.steps[3:]]
     assert names[:2] == ["prune.channels", "factorize"]
 
 
 @pytest.mark.parametrize("name", ["lossless", "int8", "prune", "lowrank"])
 def test_a_recipe_with_one_kind_of_loss_shares_nothing(name: str) -> None:
-    assert not joint.span(recipe.load(name))
+    assert not recipe.load(name).joint
 
 
 def test_a_pass_whose_goal_the_user_states_is_not_for_sale() -> None:
     made = recipe.load("compact", ["prune.channels.macs=0.8"])
-    assert made.steps[joint.span(made).start].name == "factorize"
+    assert made.steps[made.joint.start].name == "factorize"
 
 
 def test_damage_counts_the_last_setting_of_each_site() -> None:
