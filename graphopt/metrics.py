@@ -12,10 +12,7 @@
 
 ``NAME@OUTPUT`` measures that output; otherwise it is the first one.
 
-*Classes.* Scores are [N, C], also with axes of size 1 behind ([N, C, 1, 1]), and labels [N]. If labels have more axes, the axis
-that they lack is the classes': the last one of [N, T, C] or axis 1 of [N, C, H, W]. An integer output as large as the labels
-holds the classes themselves. A single score [N] or [N, 1] says class 1 when above 0, or above 0.5 if all are between 0 and 1.
-Labels of -100 are left out. A row of scores with a NaN in it names no class.
+What a class, a score and a label are: ``labels.py``.
 
 *Agreement* is the same highest class for scores [N, C] with C >= 2, and the share of equal elements for integers, bools and
 text. Other outputs have no classes: there a sample agrees if every output (or the one that is named) has a cosine similarity of
@@ -39,12 +36,10 @@ import numpy as np
 from .callables import call, is_callable_name, load_callable
 from .contracts import Array, Feed, TensorSpec
 from .errors import DataError, UsageError
+from .labels import IGNORED, NO_CLASS, are_classes, flat, in_range, plain, scored, winners
 from .registry import unknown_name
 
 Outputs = Mapping[str, Array]
-IGNORED = -100
-"""The label of what must not be counted, by convention."""
-_NO_CLASS = -1
 SIMILAR = 0.99
 """Cosine similarity from which outputs without classes agree."""
 
@@ -201,11 +196,11 @@ class _Mean(Metric):
 def _top(k: int) -> Callable[[Call], tuple[float, int]]:
     def hits(batch: Call) -> tuple[float, int]:
         classes = batch.targets()
-        if _is_classes(batch.scores, classes):
-            found, classes = _aligned(batch.scores, classes)
+        if are_classes(batch.scores, classes):
+            found, classes = flat(batch.scores, classes)
             counted = classes != IGNORED
             return float(np.sum(found[counted] == classes[counted])), int(np.sum(counted))
-        scores, classes = _rows(batch.scores, classes, batch.output)
+        scores, classes = scored(batch.scores, classes, batch.output)
         own = np.take_along_axis(scores, classes[:, np.newaxis], axis=1)
         # among equal scores the first class wins, as with argmax
         earlier = np.arange(scores.shape[1]) < classes[:, np.newaxis]
@@ -233,7 +228,7 @@ def _log_loss(batch: Call) -> tuple[float, int]:
     total, count = 0.0, 0
     for each, expected in zip(logits, tokens, strict=True):
         kept = expected != IGNORED
-        rows, classes = each[kept].astype(np.float64), _in_range(expected[kept], each.shape[-1], batch.output)
+        rows, classes = each[kept].astype(np.float64), in_range(expected[kept], each.shape[-1], batch.output)
         peak = rows.max(axis=-1, initial=-np.inf)
         own = rows[np.arange(len(rows)), classes]
         total += float(np.sum(np.log(np.sum(np.exp(rows - peak[:, np.newaxis]), axis=-1)) + peak - own))
@@ -267,9 +262,9 @@ def _agreement(batch: Call) -> tuple[float, int]:
         return 0.0, len(expected) if expected.ndim else 1
     if "float" not in expected.dtype.name:
         return float(np.sum(actual == expected)), expected.size
-    scores = _plain(actual)
+    scores = plain(actual)
     if scores.ndim == 2 and scores.shape[1] >= 2:
-        return float(np.sum(_winners(scores) == _winners(_plain(expected)))), len(scores)
+        return float(np.sum(winners(scores) == winners(plain(expected)))), len(scores)
     names = [batch.output] if batch.named else list(batch.reference)
     pairs = [(batch.outputs[name], batch.reference[name]) for name in names]
     pairs = [(one, other) for one, other in pairs if "float" in other.dtype.name]
@@ -305,16 +300,16 @@ class _F1(Metric):
 
     def add(self, batch: Call) -> None:
         classes, scores = batch.targets(), batch.scores
-        if _is_classes(scores, classes):
-            found, classes = _aligned(scores, classes)
+        if are_classes(scores, classes):
+            found, classes = flat(scores, classes)
             self._count(0.0, classes, found)
         elif scores.size == classes.size and scores.shape[:1] == classes.shape[:1]:
             self.probabilities &= bool(np.all((scores >= 0) & (scores <= 1)))
             for threshold in (0.0, 0.5):
                 self._count(threshold, classes.reshape(-1), (scores.reshape(-1) > threshold).astype(np.int64))
         else:
-            rows, classes = _rows(scores, classes, batch.output)
-            self._count(0.0, classes, _winners(rows))
+            rows, classes = scored(scores, classes, batch.output)
+            self._count(0.0, classes, winners(rows))
 
     def _count(self, threshold: float, classes: Array, found: Array) -> None:
         counts = self.counts.setdefault(threshold, {})
@@ -325,7 +320,7 @@ class _F1(Metric):
 
     def value(self) -> float:
         counts = self.counts.get(0.5 if self.probabilities and 0.5 in self.counts else 0.0, {})
-        classes = sorted({each for pair in counts for each in pair} - {_NO_CLASS})
+        classes = sorted({each for pair in counts for each in pair} - {NO_CLASS})
         if not classes:
             return math.nan
         if set(classes) <= {0, 1}:
@@ -336,56 +331,6 @@ class _F1(Metric):
             wrong = sum(number for (label, found), number in counts.items() if (label == each) != (found == each))
             scores.append(2 * hit / (2 * hit + wrong) if hit + wrong else 0.0)
         return sum(scores) / len(scores)
-
-
-def _is_classes(output: Array, labels: Array) -> bool:
-    """Whether the output holds classes rather than scores."""
-    return output.dtype.kind in "iub" and output.size == labels.size
-
-
-def _winners(scores: Array) -> Array:
-    """The class with the highest score in each row; ``_NO_CLASS`` if one of the scores is NaN."""
-    return np.where(np.isnan(scores).any(axis=1), _NO_CLASS, scores.argmax(axis=1))
-
-
-def _plain(scores: Array) -> Array:
-    """[N, C, 1, 1] as [N, C]."""
-    return scores.reshape(scores.shape[:2]) if scores.ndim > 2 and set(scores.shape[2:]) == {1} else scores
-
-
-def _aligned(found: Array, classes: Array) -> tuple[Array, Array]:
-    """Classes that a model gives and labels, both flat."""
-    return found.reshape(-1).astype(np.int64), _integers(classes).reshape(-1)
-
-
-def _rows(scores: Array, classes: Array, output: str) -> tuple[Array, Array]:
-    """Scores [K, C] and classes [K] of everything that has a label."""
-    scores, classes = _plain(scores), _integers(classes)
-    if classes.ndim > 1 and classes.size == len(classes) and scores.ndim == 2:
-        classes = classes.reshape(-1)
-    if scores.ndim > 2 and classes.shape != scores.shape[:-1]:
-        scores = np.moveaxis(scores, 1, -1)
-    if scores.ndim < 2 or classes.shape != scores.shape[:-1]:
-        what = f"the labels are {list(classes.shape)}, the scores {list(scores.shape)}"
-        raise DataError(f"{what}: they do not belong together", where=f"output {output!r}")
-    scores, classes = scores.reshape(-1, scores.shape[-1]), classes.reshape(-1)
-    kept = classes != IGNORED
-    return scores[kept], _in_range(classes[kept], scores.shape[-1], output)
-
-
-def _integers(classes: Array) -> Array:
-    if classes.dtype.kind == "f" and not np.all(classes == np.rint(classes)):
-        raise DataError("the labels are fractions, not classes", hint="Use --metric mse, or a function of your own.")
-    return classes.astype(np.int64)
-
-
-def _in_range(classes: Array, count: int, output: str) -> Array:
-    outside = classes[(classes < 0) | (classes >= count)]
-    if outside.size:
-        hint = "If the model has a class for background, shift the labels by one (--images label-offset=1)."
-        what = f"the label {outside[0]} is none of the {count} classes (0 to {count - 1})"
-        raise DataError(what, where=f"output {output!r}", hint=hint)
-    return classes
 
 
 def _readable(outputs: Outputs) -> Outputs:
