@@ -20,13 +20,14 @@ from pydantic import Field
 
 from graphopt import shapes, walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
-from graphopt.graphs import site
+from graphopt.graphs import annotated_names, site
 from graphopt.model import clone, weight_bytes
+from graphopt.names import Names
 from graphopt.operators import NOT_FIXED, REPLACEABLE
 from graphopt.partitions import Cut
 
 from . import activations, layout, normalize
-from .place import Names, Place, Refused
+from .place import Place, Refused
 
 __all__ = ["Fit", "FitOptions"]
 
@@ -174,8 +175,8 @@ class _Trial:
     def carry_out(self, model: ir.Model, plan: Plan) -> tuple[dict[int, list[ir.Node]], list[Change]]:
         """Apply rules in place; the new nodes for each old one, and a change for each."""
         nodes = [*walk.nodes(model.graph)]
-        facts, names = shapes.infer(model), Names.of(model)
-        growth = self.context.growth_bytes
+        facts, names = shapes.infer(model), Names(model)
+        annotated, growth = annotated_names(model), self.context.growth_bytes
         left = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART) if growth is None else max(growth, 0)
         made: dict[int, list[ir.Node]] = {}
         changes = []
@@ -184,7 +185,7 @@ class _Trial:
             if node.graph is None:
                 continue
             name, what = site(node), node.op_type
-            place = Place(node, facts, names, model.opset_imports.get("", 0), model.ir_version, left)
+            place = Place(node, facts, names, annotated, model.opset_imports.get("", 0), model.ir_version, left)
             try:
                 place.run(rule)
             except Refused as why:

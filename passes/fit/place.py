@@ -10,15 +10,15 @@ Nothing that others may read is changed: constants are new ones. What the old no
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt import walk
-from graphopt.graphs import annotated_names, constant, site
+from graphopt.graphs import constant, site
+from graphopt.names import Names
 from graphopt.shapes import Facts
 
 _INITIALIZERS_IR = 4  # before, an initializer had to be listed as an input, which a caller may replace
@@ -29,29 +29,6 @@ class Refused(Exception):  # noqa: N818 - it says what happened, and is caught b
 
 
 @dataclass
-class Names:
-    """What a model's values and nodes are called: new names differ, so that none hides another."""
-
-    taken: set[str]
-    kept: set[str]
-    """Initializers that quantization annotations refer to."""
-
-    @classmethod
-    def of(cls, model: ir.Model) -> Names:
-        """All names of a model."""
-        graphs = [*walk.graphs(model.graph)]
-        values = {value.name or "" for graph in graphs for value in walk.defined(graph)}
-        return cls(values | {node.name or "" for graph in graphs for node in graph}, annotated_names(model))
-
-    def new(self, base: str) -> str:
-        """``base``, with a number if need be."""
-        numbered = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-        name = next(name for name in numbered if name not in self.taken)
-        self.taken.add(name)
-        return name
-
-
-@dataclass
 class Place:
     """A node that is to be written in other operators."""
 
@@ -59,6 +36,8 @@ class Place:
     facts: Facts
     """Types and shapes that are certain; what replaces a value inherits what is known of it."""
     names: Names
+    annotated: Collection[str]
+    """Initializers that quantization annotations refer to."""
     opset: int
     ir_version: int
     growth_bytes: int
@@ -264,6 +243,6 @@ class Place:
 
     def _drop(self, value: ir.Value) -> None:
         """Remove an initializer that nothing reads."""
-        kept = value.uses() or value.is_graph_input() or value.is_graph_output() or value.name in self.names.kept
+        kept = value.uses() or value.is_graph_input() or value.is_graph_output() or value.name in self.annotated
         if value.is_initializer() and not kept and value.graph is not None:
             del value.graph.initializers[value.name or ""]

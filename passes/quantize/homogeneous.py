@@ -12,6 +12,7 @@ ids of the node's outputs, first ones first; those it leaves out have the scale 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,19 +20,15 @@ import onnx_ir as ir
 from graphopt.contracts import Array
 from graphopt.graphs import constant
 
-from .scaling import Scaling
+if TYPE_CHECKING:
+    from .scaling import Scaling
 
-Rule = Callable[[Scaling, ir.Node], list[Array]]
+Rule: TypeAlias = "Callable[[Scaling, ir.Node], list[Array]]"
 
 
 def rule_of(node: ir.Node) -> Rule | None:
     """The rule for a node; None if it has none, so that its inputs and outputs have the scale 1."""
     return _RULES.get(node.op_type) if node.domain == "" else None
-
-
-def _attribute(node: ir.Node, name: str, default: int) -> int:
-    found = node.attributes.get(name)
-    return default if found is None or found.is_ref() else found.as_int()
 
 
 def _array(value: ir.Value | None) -> Array | None:
@@ -67,7 +64,7 @@ def _conv(scaling: Scaling, node: ir.Node) -> list[Array]:
     if tensor is None or rank < 3:
         return _give_up(scaling, node)
     out, per_group = tensor.shape.numpy()[:2]
-    groups, ones = _attribute(node, "group", 1), [1] * (rank - 2)
+    groups, ones = node.attributes.get_int("group", 1), [1] * (rank - 2)
     columns = scaling.along(scaling.ids(node.inputs[0]), 1, groups * per_group).reshape(groups, 1, per_group)
     columns = np.broadcast_to(columns, (groups, out // groups, per_group)).reshape(out, per_group, *ones)
     rows = scaling.fresh(out)
@@ -83,7 +80,7 @@ def _conv_transpose(scaling: Scaling, node: ir.Node) -> list[Array]:
     if tensor is None or rank < 3:
         return _give_up(scaling, node)
     size, per_group = tensor.shape.numpy()[:2]
-    groups, ones = _attribute(node, "group", 1), [1] * (rank - 2)
+    groups, ones = node.attributes.get_int("group", 1), [1] * (rank - 2)
     columns = scaling.along(scaling.ids(node.inputs[0]), 1, size)
     rows = scaling.fresh(groups * per_group)
     spread = np.broadcast_to(rows.reshape(groups, 1, per_group), (groups, size // groups, per_group))
@@ -98,9 +95,9 @@ def _gemm(scaling: Scaling, node: ir.Node) -> list[Array]:
     tensor = constant(node.inputs[1])
     if tensor is None:
         return _give_up(scaling, node)
-    transposed = _attribute(node, "transB", 0)
+    transposed = node.attributes.get_int("transB", 0)
     size, out = tensor.shape.numpy()[::-1] if transposed else tensor.shape.numpy()
-    columns = scaling.along(scaling.ids(node.inputs[0]), 0 if _attribute(node, "transA", 0) else 1, size)
+    columns = scaling.along(scaling.ids(node.inputs[0]), 0 if node.attributes.get_int("transA", 0) else 1, size)
     rows = scaling.fresh(out)
     scaling.factor(node, 1, columns.reshape(1, -1) if transposed else columns.reshape(-1, 1), +1)
     scaling.factor(node, 1, rows.reshape(-1, 1) if transposed else rows.reshape(1, -1), -1)
@@ -126,7 +123,7 @@ def _matmul(scaling: Scaling, node: ir.Node) -> list[Array]:
 def _batch_norm(scaling: Scaling, node: ir.Node) -> list[Array]:
     """(x - mean) / sqrt(var + eps) * gamma + beta: the mean takes the input's scale, gamma gives it back."""
     x, tensor = scaling.ids(node.inputs[0]), constant(node.inputs[1])
-    if tensor is None or x.ndim < 2 or _attribute(node, "training_mode", 0) or len(node.outputs) > 1:
+    if tensor is None or x.ndim < 2 or node.attributes.get_int("training_mode", 0) != 0 or len(node.outputs) > 1:
         return _give_up(scaling, node)
     size = tensor.shape.numpy()[0]
     columns, rows = scaling.along(x, 1, size), scaling.fresh(size)
@@ -141,7 +138,7 @@ def _normalized(scaling: Scaling, node: ir.Node) -> list[Array]:
     """LayerNormalization over the last axis and its like: the input's scale is 1, gamma and beta give a new one."""
     x, tensor = scaling.ids(node.inputs[0]), constant(node.inputs[1])
     instance = node.op_type == "InstanceNormalization"
-    last = instance or _attribute(node, "axis", -1) in {-1, x.ndim - 1}
+    last = instance or node.attributes.get_int("axis", -1) in {-1, x.ndim - 1}
     _give_up(scaling, node)
     if tensor is None or x.ndim < 2 or len(tensor.shape) != 1 or not last:
         return []
@@ -227,7 +224,7 @@ def _clip(scaling: Scaling, node: ir.Node) -> list[Array]:
 
 
 def _cast(scaling: Scaling, node: ir.Node) -> list[Array]:
-    kind = ir.DataType(_attribute(node, "to", 0))
+    kind = ir.DataType(node.attributes.get_int("to", 0))
     return [scaling.ids(node.inputs[0])] if kind.is_floating_point() else _give_up(scaling, node)
 
 
@@ -253,12 +250,12 @@ def _reduce(scaling: Scaling, node: ir.Node) -> list[Array]:
     axes = _ints(node, "axes", 1)
     if axes is None or any(x.shape[axis] != 1 for axis in axes if x.ndim):
         return _give_up(scaling, node)
-    return [x if _attribute(node, "keepdims", 1) else x.squeeze(tuple(axis % x.ndim for axis in axes))]
+    return [x if node.attributes.get_int("keepdims", 1) else x.squeeze(tuple(axis % x.ndim for axis in axes))]
 
 
 def _transpose(scaling: Scaling, node: ir.Node) -> list[Array]:
     x = scaling.ids(node.inputs[0])
-    perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else [*range(x.ndim)][::-1]
+    perm = node.attributes.get_ints("perm", [*range(x.ndim)][::-1])
     return [x.transpose(perm)] if x.ndim == len(perm) else _give_up(scaling, node)
 
 
@@ -323,7 +320,7 @@ def _slice(scaling: Scaling, node: ir.Node) -> list[Array]:
 
 
 def _split(scaling: Scaling, node: ir.Node) -> list[Array]:
-    x, axis = scaling.ids(node.inputs[0]), _attribute(node, "axis", 0)
+    x, axis = scaling.ids(node.inputs[0]), node.attributes.get_int("axis", 0)
     if x.ndim == 0 or x.shape[axis] == 1:
         return [x] * len(node.outputs)
     shapes = [scaling.shape(value) for value in node.outputs]
@@ -335,7 +332,7 @@ def _split(scaling: Scaling, node: ir.Node) -> list[Array]:
 
 
 def _gather(scaling: Scaling, node: ir.Node) -> list[Array]:
-    x, axis = scaling.ids(node.inputs[0]), _attribute(node, "axis", 0)
+    x, axis = scaling.ids(node.inputs[0]), node.attributes.get_int("axis", 0)
     indices = _array(node.inputs[1])
     if x.ndim == 0 or indices is None:
         return _give_up(scaling, node)
@@ -343,7 +340,7 @@ def _gather(scaling: Scaling, node: ir.Node) -> list[Array]:
 
 
 def _concat(scaling: Scaling, node: ir.Node) -> list[Array]:
-    parts, axis = [scaling.ids(value) for value in node.inputs], _attribute(node, "axis", 0)
+    parts, axis = [scaling.ids(value) for value in node.inputs], node.attributes.get_int("axis", 0)
     if any(part.ndim == 0 for part in parts):
         return _give_up(scaling, node)
     if all(part.shape[axis] == 1 and part.size > 1 for part in parts):
@@ -369,7 +366,7 @@ def _pad(scaling: Scaling, node: ir.Node) -> list[Array]:
     axes = _ints(node, "axes", 3) if _is_given(node, 3) else [*range(x.ndim)]
     if pads is None or axes is None or fill is None or fill.any():
         return _give_up(scaling, node)
-    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    mode = node.attributes.get_string("mode", "constant")
     for number, axis in enumerate(axes):
         begin, end = pads[number], pads[number + len(axes)]
         if x.shape[axis] == 1 or not (begin or end):

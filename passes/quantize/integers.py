@@ -17,7 +17,6 @@ name, which is the name that the fused kernel has in a profile. Weights are symm
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant, site
-from graphopt.shapes import defined
+from graphopt.names import Names
 
 from .readers import Group, Use
 
@@ -63,13 +62,10 @@ class Integers:
 
     model: ir.Model
     quantize: Quantizer
-    names: set[str] = field(default_factory=set)
     made: dict[Hashable, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for graph in self.model.graphs():
-            self.names.update(value.name or "" for value in defined(graph))
-            self.names.update(node.name or "" for node in graph)
+        self.names = Names(self.model)
 
     def write(self, group: Group) -> None:
         """Write all nodes of a group, and drop the weights that they read.
@@ -109,7 +105,7 @@ class Integers:
         array = np.asarray(array, order="C")
         key = (graph, array.dtype, array.shape, hashlib.blake2b(array.tobytes(), digest_size=32).digest())
         if key not in self.made:
-            name = self.name(base)
+            name = self.names.new(base)
             tensor = ir.tensor(array, name=name)
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
             graph.register_initializer(value)
@@ -159,13 +155,6 @@ class Integers:
             scale = scale.reshape(shape)
         return self.constant(stored.graph, scale, f"{stored.name}_scale")
 
-    def name(self, base: str) -> str:
-        """``base`` if no value or node of the model has that name, else with a number that makes it so."""
-        numbered = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-        name = next(name for name in numbered if name not in self.names)
-        self.names.add(name)
-        return name
-
     def _node(
         self,
         base: str,
@@ -175,9 +164,9 @@ class Integers:
         attributes: Mapping[str, int | Sequence[int]],
         name: str = "",
     ) -> ir.Node:
-        new = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=name or self.name(f"{base}_{op_type}"))
+        new = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=name or self.names.new(f"{base}_{op_type}"))
         for output in new.outputs:
-            output.name = self.name(f"{base}_{op_type.lower()}")
+            output.name = self.names.new(f"{base}_{op_type.lower()}")
         return new
 
 
@@ -282,7 +271,7 @@ def _become(work: Integers, node: ir.Node, op_type: str, inputs: Sequence[ir.Val
         work.model.opset_imports.setdefault(domain, 1)
     else:
         node.attributes.clear()
-        node.name = work.name(f"{node.name}_{op_type}") if node.name else None
+        node.name = work.names.new(f"{node.name}_{op_type}") if node.name else None
     for value in old:
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and constant(producer.inputs[0]) is not None:

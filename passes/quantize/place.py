@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant
-from graphopt.shapes import defined
+from graphopt.names import Names
 
 from . import operators
 from .network import Network
@@ -123,7 +123,6 @@ class Placer:
 
     network: Network
     parameters: Mapping[ir.Value, Parameters]
-    names: set[str] = field(default_factory=set)
     shared: dict[object, ir.Value] = field(default_factory=dict)
     """Initializers that were made, by what they hold: equal ones are one."""
     integers: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -133,8 +132,7 @@ class Placer:
 
     def __post_init__(self) -> None:
         self.graph = self.network.model.graph
-        self.names = {value.name or "" for graph in self.network.model.graphs() for value in defined(graph)}
-        self.names |= {node.name or "" for node in self.graph.all_nodes()}
+        self.names = Names(self.network.model)
 
     def place(self, chosen: Sequence[Operator], weights: Mapping[str, Weights]) -> Flow:
         """Quantize these operators; ``weights`` has those of the ones that have any, by name."""
@@ -175,7 +173,7 @@ class Placer:
         if outputs:
             for index in outputs:
                 self.graph.outputs[index] = dequantized
-            name, value.name = value.name, self._new_name(f"{value.name}_float")
+            name, value.name = value.name, self.names.new(f"{value.name}_float")
             dequantized.name = name
             dequantized.metadata_props.update(value.metadata_props)
 
@@ -187,9 +185,9 @@ class Placer:
 
     def _pair(self, value: ir.Value, parameters: Parameters) -> ir.Value:
         base = value.name or "value"
-        q = ir.Node("", "QuantizeLinear", [value, *self._constants(parameters)], name=self._new_name(f"{base}_q"))
+        q = ir.Node("", "QuantizeLinear", [value, *self._constants(parameters)], name=self.names.new(f"{base}_q"))
         self.integers[value] = self._describe(q, f"{base}_q", parameters.dtype, value.shape)
-        dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *self._constants(parameters)], name=self._new_name(f"{base}_dq"))
+        dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *self._constants(parameters)], name=self.names.new(f"{base}_dq"))
         dequantized = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
         producer = value.producer()
         if producer is None:
@@ -206,7 +204,7 @@ class Placer:
 
     def _opaque(self, node: ir.Node, value: ir.Value) -> ir.Value:
         """The same value behind a Max of it alone, which no rule of the runtime looks through."""
-        same = ir.Node("", "Max", [value], name=self._new_name(f"{value.name}_max"))
+        same = ir.Node("", "Max", [value], name=self.names.new(f"{value.name}_max"))
         self.graph.insert_before(node, same)
         return self._describe(same, f"{value.name}_same", ir.DataType.FLOAT, value.shape)
 
@@ -217,7 +215,7 @@ class Placer:
         scale, zero = np.full(channels, parameters.scale), np.full(channels, parameters.zero_point)
         inputs = [self.integers[value], self._initializer(scale, "scale"), self._initializer(zero, "zero_point")]
         attributes = [ir.AttrInt64("axis", axis)]
-        dq = ir.Node("", "DequantizeLinear", inputs, attributes, name=self._new_name(f"{base}_dq"))
+        dq = ir.Node("", "DequantizeLinear", inputs, attributes, name=self.names.new(f"{base}_dq"))
         self.graph.insert_before(node, dq)
         return self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
 
@@ -276,7 +274,7 @@ class Placer:
         held = self._initializer(integers, f"{base}_q")
         attributes = [] if parameters.axis is None else [ir.AttrInt64("axis", parameters.axis)]
         dq = ir.Node(
-            "", "DequantizeLinear", [held, *self._constants(parameters)], attributes, name=self._new_name(f"{base}_dq")
+            "", "DequantizeLinear", [held, *self._constants(parameters)], attributes, name=self.names.new(f"{base}_dq")
         )
         value = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, ir.Shape(integers.shape))
         self.graph.insert_before(node, dq)
@@ -306,7 +304,7 @@ class Placer:
     def _initializer(self, array: Array, name: str) -> ir.Value:
         key = (array.dtype, array.shape, array.tobytes())
         if key not in self.shared:
-            name = self._new_name(name)
+            name = self.names.new(name)
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
             self.graph.register_initializer(value)
@@ -315,12 +313,5 @@ class Placer:
 
     def _describe(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
         value = node.outputs[0]
-        value.name, value.type, value.shape = self._new_name(name), ir.TensorType(dtype), shape
+        value.name, value.type, value.shape = self.names.new(name), ir.TensorType(dtype), shape
         return value
-
-    def _new_name(self, name: str) -> str:
-        new, number = name, 1
-        while new in self.names:
-            new, number = f"{name}_{number}", number + 1
-        self.names.add(new)
-        return new

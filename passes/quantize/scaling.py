@@ -23,7 +23,10 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant
+from graphopt.names import Names
 from graphopt.shapes import Facts, infer, subgraphs
+
+from .homogeneous import rule_of
 
 FIXED = 0
 """The id of everything whose scale is 1."""
@@ -154,8 +157,6 @@ class Scaling:
 
 def analyse(model: ir.Model, excluded: Callable[[ir.Node], bool] = lambda _node: False) -> Scaling:
     """Find every channel's class in the main graph; ``model`` stays as it is. Excluded nodes keep all their scales."""
-    from .homogeneous import rule_of
-
     scaling = Scaling(model, excluded)
     for node in model.graph:
         rule = None if excluded(node) else rule_of(node)
@@ -191,9 +192,7 @@ def apply(model: ir.Model, scaling: Scaling, scales: Array) -> None:
     for factor in scaling.factors:
         if (scales[scaling.roots(factor.ids)] != 1).any():
             places.setdefault((factor.node, factor.index), []).append(factor)
-    names = {value.name for value in model.graph.initializers.values()} | {
-        value.name for node in model.graph.all_nodes() for value in node.outputs
-    }
+    names = Names(model)
     for (node, index), factors in places.items():
         value = node.inputs[index]
         tensor = constant(value)
@@ -203,7 +202,7 @@ def apply(model: ir.Model, scaling: Scaling, scales: Array) -> None:
         _put(model, node, index, ir.tensor(np.ascontiguousarray(array), name=value.name), names)
 
 
-def _put(model: ir.Model, node: ir.Node, index: int, tensor: ir.TensorProtocol, names: set[str | None]) -> None:
+def _put(model: ir.Model, node: ir.Node, index: int, tensor: ir.TensorProtocol, names: Names) -> None:
     """Give an input of a node a new constant; others that read the old one keep it."""
     value = node.inputs[index]
     assert value is not None
@@ -217,11 +216,7 @@ def _put(model: ir.Model, node: ir.Node, index: int, tensor: ir.TensorProtocol, 
             value.const_value = tensor
         value.shape = shape
         return
-    name, number = f"{value.name}_scaled", 0
-    while name in names:
-        number += 1
-        name = f"{value.name}_scaled_{number}"
-    names.add(name)
+    name = names.new(f"{value.name}_scaled")
     new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
     if producer is not None:
         made = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new])
