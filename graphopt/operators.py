@@ -69,7 +69,7 @@ class Table(BaseModel):
 
 def names() -> list[str]:
     """Names of the tables that ship with graphopt, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return registry.defined(_FOLDER)
 
 
 @cache

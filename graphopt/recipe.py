@@ -100,7 +100,7 @@ class _File(BaseModel):
 
 def names() -> list[str]:
     """Names of the presets that ship with graphopt, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return registry.defined(_FOLDER)
 
 
 def load(name: str, settings: Iterable[str] = ()) -> Recipe:
@@ -113,17 +113,7 @@ def load(name: str, settings: Iterable[str] = ()) -> Recipe:
     Raises:
         UsageError: No such recipe, pass or option, or a value that the option does not take.
     """
-    path = _FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-        if path.suffix not in {".yaml", ".yml"}:
-            raise registry.unknown_name("recipe", name, names())
-        if not path.is_file():
-            raise UsageError("no such recipe file", where=name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe: {error}", where=name) from None
+    path, text = registry.definition("recipe", name, _FOLDER)
     return parse(text, path.stem, settings)
 
 

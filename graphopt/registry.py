@@ -1,4 +1,4 @@
-"""Finds passes and runtimes through entry points; the one place that knows where they come from.
+"""Finds passes and runtimes through entry points, recipes and targets among YAML files; only here is known where they are.
 
 The core imports no pass and no runtime by name. Both groups are open: an installed package that names a subclass of ``Pass``,
 ``LossyPass`` or ``Runtime`` under ``graphopt.passes`` or ``graphopt.runtimes`` is listed and used like the ones that ship here.
@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MissingError, UsageError
@@ -56,6 +57,30 @@ def runtime(name: str) -> Runtime:
 
     found: Runtime = _load(RUNTIMES, "runtime", name, Runtime)()
     return found
+
+
+def definition(kind: str, name: str, folder: Path) -> tuple[Path, str]:
+    """The YAML file that defines ``name``, and its text: one that ships in ``folder``, or the file of that path.
+
+    Raises:
+        UsageError: No such name (with the nearest ones) or file, or it cannot be read.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix not in {".yaml", ".yml"}:
+            raise unknown_name(kind, name, defined(folder))
+        if not path.is_file():
+            raise UsageError(f"no such {kind} file", where=name)
+    try:
+        return path, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the {kind}: {error}", where=name) from None
+
+
+def defined(folder: Path) -> list[str]:
+    """Names of what YAML files that ship in ``folder`` define, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

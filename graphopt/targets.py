@@ -115,7 +115,7 @@ class Target(BaseModel):
 
 def names() -> list[str]:
     """Names of the targets that ship with graphopt, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return registry.defined(_FOLDER)
 
 
 @cache
@@ -125,14 +125,8 @@ def load(name: str) -> Target:
     Raises:
         UsageError: No such target, or its file is not valid.
     """
-    path = _FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-        if path.suffix not in {".yaml", ".yml"}:
-            raise registry.unknown_name("target", name, names())
-        if not path.is_file():
-            raise UsageError("no such target file", where=name)
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    path, text = registry.definition("target", name, _FOLDER)
+    return parse(text, str(path))
 
 
 def runtime(target: Target) -> Runtime:
