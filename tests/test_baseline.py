@@ -12,6 +12,7 @@ from graphopt import baseline, timing
 from graphopt.baseline import Entry, Regression
 from graphopt.contracts import Silent
 from graphopt.errors import UsageError
+from graphopt.report import gate
 
 from spinning import open_file
 
@@ -158,7 +159,7 @@ def test_a_baseline_that_is_not_there_is_an_error_that_says_how_to_make_one(tmp_
 
 def test_junit_has_a_case_for_each_model_and_a_failure_for_each_alarm() -> None:
     results = [RESULT, replace(RESULT, model="n", failed=False, low=0.9, warnings=("odd", "very odd"))]
-    suite = ET.fromstring(baseline.junit_xml(results))[0]
+    suite = ET.fromstring(gate.junit_xml(results))[0]
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     first, second = suite.findall("testcase")
     assert "12.0% slower" in str(first.find("failure").get("message"))
@@ -170,18 +171,18 @@ def test_junit_has_a_case_for_each_model_and_a_failure_for_each_alarm() -> None:
 @given(st.text())
 def test_junit_is_valid_xml_and_markdown_one_row_a_model_for_any_name(name: str) -> None:
     result = replace(RESULT, model=name)
-    ET.fromstring(baseline.junit_xml([result]).encode("utf-8", "surrogatepass"))
-    rows = [line for line in baseline.markdown([result]).splitlines() if line.startswith("|")]
+    ET.fromstring(gate.junit_xml([result]).encode("utf-8", "surrogatepass"))
+    rows = [line for line in gate.markdown([result]).splitlines() if line.startswith("|")]
     assert len(rows) == 3
     assert len(rows[0].replace("\\|", "").split("|")) == len(rows[2].replace("\\|", "").split("|"))
 
 
 def test_markdown_says_the_verdict_first_and_the_warnings_last() -> None:
-    text = baseline.markdown([RESULT, replace(RESULT, model="a|b", failed=False, warnings=("odd",))])
+    text = gate.markdown([RESULT, replace(RESULT, model="a|b", failed=False, warnings=("odd",))])
     assert text.startswith("**1 of 2 slower than allowed**")
     assert "| m.onnx | cpu | 1.000 ms | 1.120 ms | +12.0% | +9.0% to +15.0% | +5.0% | interleaved | **slower** |" in text
     assert text.endswith("- a\\|b: odd\n")
-    assert baseline.markdown([]).startswith("**No regression**")
+    assert gate.markdown([]).startswith("**No regression**")
 
 
 @pytest.mark.parametrize(

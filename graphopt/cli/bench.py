@@ -183,13 +183,14 @@ def _gate(
     """Compare with a baseline; the exit code."""
     from graphopt import baseline, benching
     from graphopt.progress import Bars
+    from graphopt.report import gate
 
     from .output import print_json
 
     bound = baseline.parse_bound(max_regression)
     with Bars() as bars:
         results = benching.gate(models, wanted, against, bound, choices, bars)
-    for name, text in (("junit", baseline.junit_xml), ("markdown", baseline.markdown)):
+    for name, text in (("junit", gate.junit_xml), ("markdown", gate.markdown)):
         if (path := files[name]) is not None:
             _write(path, text(results))
     if json_:
