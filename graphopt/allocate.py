@@ -36,6 +36,9 @@ COARSE = 8
 _NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
+_NOTHING = Grade(0.0)
+_SPARED = 8
+"""Steps of a plan that are tried to be taken back at most."""
 _TAKEN_BACK = "left alone: changing it costs more accuracy than the budget allows for the time that it saves"
 
 
@@ -75,6 +78,45 @@ def frontier(sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade]
         plan = {**plan, site: setting}
         plans.append(plan)
     return plans[::-1]
+
+
+def spared(
+    plans: Sequence[Plan],
+    chosen: int,
+    grades: Mapping[tuple[Site, Setting], Grade],
+    saving: Saving,
+    spare: Callable[[Plan], float],
+) -> Plan:
+    """The chosen plan of ``frontier`` less what its goal can do without: the last step to it may have gone too far.
+
+    Steps are taken back one by one; of those that fit into what is to spare, the one that does most damage goes first.
+
+    Args:
+        plans: From harsh to gentle.
+        chosen: The gentlest that meets the goal.
+        grades: Of all settings.
+        saving: What the goal is of.
+        spare: How much less a plan could save and still meet the goal; negative where it does not.
+    """
+    plan, rest = plans[chosen], spare(plans[chosen])
+    refused: set[tuple[Site, Setting | None]] = set()
+    for _ in range(_SPARED):
+        fitting: dict[tuple[Site, Setting | None], float] = {}
+        for site, setting in plan.items():
+            way = [*dict.fromkeys([*(gentler.get(site) for gentler in plans[chosen:]), None])]
+            back = way[way.index(setting) + 1]
+            now, then = grades[site, setting], grades[site, back] if back else _NOTHING
+            if now.damage > then.damage and getattr(now, saving) - getattr(then, saving) <= rest:
+                fitting[site, back] = now.damage - then.damage
+        if not (fitting := {step: damage for step, damage in fitting.items() if step not in refused}):
+            break
+        step = max(fitting, key=lambda one: fitting[one])
+        gentler = {site: setting for site, setting in {**plan, **dict([step])}.items() if setting}
+        if (left := spare(gentler)) < 0:
+            refused.add(step)
+        else:
+            plan, rest = gentler, left
+    return plan
 
 
 def steps(

@@ -8,15 +8,14 @@ for themselves (``per_site``) is built with all of them, and with none; where th
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 
 from . import allocate, cost, model, payoff, sensitivity
-from .contracts import Change, Context, LossyPass, NodeTime, Plan, Session, Setting, Site
+from .contracts import Change, Context, Goal, Grade, LossyPass, NodeTime, Plan, Remains, Session, Setting, Site
 from .errors import ModelError
 from .evidence import Evidence, Unusable
 from .graphs import constant
@@ -159,50 +158,70 @@ class Work:
                 plans = faster
         if not plans:
             return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)
-        problems: dict[int, str | None] = {}
         with progress.stage("choosing settings") as step:
-
-            def fits(index: int) -> bool:
-                problems[index] = self._final(plans[index])[2]
-                step(1)
-                return problems[index] is None
-
-            def too_gentle(index: int) -> bool:
-                assert remains is not None
-                step(1)
-                return self._part(plans[index], remains.of) > remains.part
-
-            chosen = (
-                allocate.first(len(plans), fits, allocate.COARSE)
-                if remains is None
-                else allocate.first(len(plans), too_gentle) - 1
-            )
-        if remains is not None and chosen < 0:
-            part = self._part(plans[0], remains.of)
-            return Outcome(
-                False, f"{part:.3f} of the {remains.of} remain at the harshest, more than {remains.part:g}", self.declined
-            )
-        if chosen == len(plans):
-            return Outcome(False, f"no setting holds the budget; the gentlest: {problems[chosen - 1]}", self.declined)
-        candidate, changes, problem = self._final(plans[chosen])
+            plan = self._in_budget(plans, step) if remains is None else self._at_goal(plans, grades, remains, step)
+        if isinstance(plan, str):
+            return Outcome(False, plan, self.declined)
+        candidate, changes, problem = self._final(plan)
         if problem is not None:
             return Outcome(False, problem, self.declined)
-        return self._kept(plans[chosen], candidate, changes, [])
+        return self._kept(plan, candidate, changes, [])
 
-    def _part(self, plan: Plan, of: Literal["macs", "bytes", "latency"]) -> float:
+    def _in_budget(self, plans: Sequence[Plan], step: Callable[[int], None]) -> Plan | str:
+        """The harshest plan that holds the budget; or why there is none."""
+        problems: dict[int, str | None] = {}
+
+        def fits(index: int) -> bool:
+            problems[index] = self._final(plans[index])[2]
+            step(1)
+            return problems[index] is None
+
+        chosen = allocate.first(len(plans), fits, allocate.COARSE)
+        if chosen == len(plans):
+            return f"no setting holds the budget; the gentlest: {problems[chosen - 1]}"
+        return plans[chosen]
+
+    def _at_goal(
+        self, plans: Sequence[Plan], grades: Mapping[tuple[Site, Setting], Grade], goal: Remains, step: Callable[[int], None]
+    ) -> Plan | str:
+        """The gentlest plan that meets the goal, less what it can do without; or why there is none."""
+
+        def too_gentle(index: int) -> bool:
+            step(1)
+            return self._part(plans[index], goal.of) > goal.part
+
+        chosen = allocate.first(len(plans), too_gentle) - 1
+        if chosen < 0:
+            part = self._part(plans[0], goal.of)
+            return f"{part:.3f} of the {goal.of} remain at the harshest, more than {goal.part:g}"
+        if goal.of == "latency":  # known to a few percent: nothing that small can be spared
+            return plans[chosen]
+        most = goal.part * self._whole(goal.of)
+        return allocate.spared(plans, chosen, grades, goal.of, lambda plan: most - self._amount(plan, goal.of))
+
+    def _part(self, plan: Plan, of: Goal) -> float:
         """What remains of the whole model with this plan."""
-        candidate = self._draft(plan)
         if of == "latency":
+            self._draft(plan)
             return 1 / self.evidence.speedup(self.whole.path, self.path)
-        if of == "bytes":
-            return model.file_bytes(self.path) / self.whole.bytes
-        dims = cost.dims_as_fed(self.whole.model, self.evidence.data)
-        macs = [cost.total_macs(one, dims) for one in (candidate, self.whole.model)]
-        if macs[0] is None or not macs[1]:
+        return self._amount(plan, of) / self._whole(of)
+
+    def _amount(self, plan: Plan, of: Goal) -> int:
+        """MACs or bytes with this plan."""
+        candidate = self._draft(plan)
+        return self._macs(candidate) if of == "macs" else model.file_bytes(self.path)
+
+    def _whole(self, of: Goal) -> int:
+        """MACs or bytes of the whole model."""
+        return self._macs(self.whole.model) if of == "macs" else self.whole.bytes
+
+    def _macs(self, graph: ir.Model) -> int:
+        macs = cost.total_macs(graph, cost.dims_as_fed(self.whole.model, self.evidence.data))
+        if macs is None:
             raise ModelError(
                 "the model's MACs are not known", hint="Fix its dynamic dimensions with --set shapes.fix.NAME=SIZE."
             )
-        return macs[0] / macs[1]
+        return macs
 
     @property
     def _timed(self) -> bool:

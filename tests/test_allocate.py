@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from graphopt import allocate, payoff, sensitivity
 from graphopt.cli import graphopt
-from graphopt.contracts import Border, Grade, NodeTime, Setting, Silent, Site
+from graphopt.contracts import Border, Grade, NodeTime, Plan, Setting, Silent, Site
 from graphopt.mincut import cheapest_labels
 from graphopt.pipeline import optimize
 from graphopt.ranking import rank
@@ -159,6 +159,44 @@ def test_no_setting_dominates_one_that_the_frontier_takes(graded: list[tuple[flo
         taken = grades[site, plan[site]]
         better = [other for other in grades.values() if other.damage < taken.damage and other.macs >= taken.macs]
         assert not better
+
+
+_GRADED = st.lists(st.tuples(st.floats(0.001, 9).map(lambda x: round(x, 3)), st.integers(1, 9)), min_size=1, max_size=4)
+
+
+@given(st.lists(_GRADED, min_size=1, max_size=4), st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_what_a_goal_can_do_without_is_given_back(graded: list[list[tuple[float, int]]], part: float) -> None:
+    sites = [Site(str(n), "Conv", tuple(Setting(str(k)) for k in range(len(one)))) for n, one in enumerate(graded)]
+    pairs = [(s, t, grade) for s, one in zip(sites, graded, strict=True) for t, grade in zip(s.settings, one, strict=True)]
+    grades = {(site, setting): Grade(*grade) for site, setting, grade in pairs}
+
+    def total(plan: Plan, of: str) -> float:
+        return sum(float(getattr(grades[one], of)) for one in plan.items())
+
+    plans = allocate.frontier(sites, grades, "macs")
+    goal = part * total(plans[0], "macs")
+    chosen = max(index for index, plan in enumerate(plans) if total(plan, "macs") >= goal)
+    found = allocate.spared(plans, chosen, grades, "macs", lambda plan: round(total(plan, "macs") - goal))
+    assert total(found, "macs") >= goal - 0.5
+    assert total(found, "damage") <= total(plans[chosen], "damage")
+
+
+def test_the_step_that_went_too_far_gives_back_what_does_most_damage() -> None:
+    half, every = TWO.settings
+    whole = ONE.settings[0]
+    grades = {
+        (TWO, half): Grade(damage=1, macs=10),
+        (TWO, every): Grade(damage=9, macs=30),
+        (ONE, whole): Grade(damage=1, macs=4),
+    }
+    plans = allocate.frontier([TWO, ONE], grades, "macs")
+    assert plans[0] == {TWO: every, ONE: whole}
+
+    def spare(plan: Plan) -> int:
+        return sum(grades[one].macs for one in plan.items()) - 29
+
+    assert allocate.spared(plans, 0, grades, "macs", spare) == {TWO: every}
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
