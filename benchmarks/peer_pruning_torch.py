@@ -6,6 +6,8 @@ python benchmarks/peer_pruning_torch.py FOLDER ZOO     writes FOLDER/NAME.onnx o
 from __future__ import annotations
 
 import copy
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -117,7 +119,7 @@ class Vit(nn.Module):
 class Resnet56(nn.Module):
     """Of CIFAR: three stages of nine blocks.
 
-    Shortcuts between stages are subsampled and padded with zeros, written as 1x1 convolutions that do so: Torch-Pruning 1.6.1
+    Shortcuts between stages are subsampled and padded with zeros, written as 1x1 convolutions that do so: Torch-Pruning
     fails on a network that pads channels.
     """
 
@@ -174,14 +176,35 @@ def networks(zoo: Path) -> dict[str, tuple[nn.Module, torch.Tensor]]:
     return {name: (model.eval(), example) for name, (model, example) in found.items()}
 
 
-def groups(model: nn.Module, example: torch.Tensor) -> list[int]:
-    """Sizes of the groups that Torch-Pruning finds, but those of the outputs."""
+def groups(model: nn.Module, example: torch.Tensor) -> list[dict[str, Any]]:
+    """Those that Torch-Pruning finds, but that of a classifier's outputs: their sizes, and the layers whose outputs go.
+
+    ``unknown``: of a layer, how many channels are to go that it does not have.
+    """
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
     with torch.no_grad():
         out = model(example)
     width = out.shape[1]
     last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == width]
-    return sorted(len(group[0].idxs) for group in graph.get_all_groups(ignored_layers=last))
+    names = {module: name for name, module in model.named_modules()}
+    found = []
+    for group in graph.get_all_groups(ignored_layers=last):
+        going: dict[nn.Module, set[int]] = {}
+        for dependency, places in group:
+            module = dependency.target.module
+            carried = isinstance(module, nn.Conv2d) and module.groups > 1  # depthwise: makes no channels of its own
+            if isinstance(module, nn.Conv2d | nn.Linear) and "out" in dependency.handler.__name__ and not carried:
+                going.setdefault(module, set()).update(places)
+        beyond = {names[m]: sum(place >= len(m.weight) for place in places) for m, places in going.items()}
+        unknown = {name: count for name, count in beyond.items() if count}
+        found.append({"size": len(group[0].idxs), "layers": sorted(beyond), "unknown": unknown})
+    return found
+
+
+def transposed(model: nn.Module) -> dict[str, str]:
+    """The layers with a matrix, by the SHA-256 of that as exporters store it."""
+    layers = {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {hashlib.sha256(weight.detach().T.numpy().tobytes()).hexdigest(): name for name, weight in layers.items()}
 
 
 _SCOPES = ("uniform", "global", "inner channels only, uniform", "inner channels only, global")
@@ -236,9 +259,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folder, zoo = Path(sys.argv[1]), Path(sys.argv[2])
-    found: dict[str, Any] = {"groups": {}, "accuracy": {}}
+    versions = {name: importlib.metadata.version(name) for name in ("torch-pruning", "torch")}
+    found: dict[str, Any] = {"versions": versions, "transposed": {}, "groups": {}, "accuracy": {}}
     for name, (model, example) in networks(zoo).items():
         torch.onnx.export(model, (example,), folder / f"{name}.onnx", dynamo=True, external_data=False, verbose=False)
+        found["transposed"] |= transposed(model)
         try:
             found["groups"][name] = groups(model, example)
         except Exception as error:
