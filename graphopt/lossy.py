@@ -239,7 +239,8 @@ class Work:
             return Outcome(False, str(error), self.declined)
         left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
         if choice.speedup is not None and choice.speedup < _WORTH:
-            why = f"not faster than before wherever it was tried: at best {choice.speedup:.3f}x, with {len(choice.sites)} sites"
+            tried = f"at best {choice.speedup:.2f}× as fast, with {len(choice.sites)} of {len(self.sites)} sites"
+            why = f"not faster than before wherever it was tried: {tried} (--goal size asks for bytes alone)"
             return Outcome(False, why, [*left, *self.declined])
         plan = allocate.harshest(choice.sites)
         candidate, changes, problem = self._final(plan)

@@ -233,7 +233,7 @@ def _finish(run: Run, journal: Journal) -> Report:
 
 def _judge(run: Run, stage: Stage) -> Judgement:
     job, evidence = run.job, run.evidence
-    facts = inspection.facts(stage.model, stage.path, job.output, job.dims)
+    facts = inspection.facts(stage.model, stage.path, job.output, run.dims)
     validation = evidence.validate(stage.path) if evidence and job.verify else None
     timing = evidence.time(stage.path) if evidence and job.timing and (validation is None or validation.passed) else None
     problem = verdict.problem(run.input, facts, validation, timing, job.budget.goal)

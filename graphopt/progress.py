@@ -16,11 +16,20 @@ from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+
+class _Left(TimeRemainingColumn):
+    """How long is left, said only where that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), " left") if task.time_remaining is not None else Text()
 
 
 class Bars:
@@ -39,8 +48,7 @@ class Bars:
             BarColumn(bar_width=28),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
             console=console,
             transient=True,
             disable=not console.is_terminal,

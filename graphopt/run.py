@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from . import answers, feeding, inspection, lossy, model, observe, placement, targets, verdict
+from . import answers, cost, feeding, inspection, lossy, model, observe, placement, targets, verdict
 from .contracts import Context, LossyPass, NodeTime, Progress, Session
 from .dataset import Dataset
 from .errors import ModelError
@@ -73,6 +73,9 @@ class Run:
         with ExitStack() as opened:
             session = opened.enter_context(self.original.open()) if runs else None
             self.data, self.evidence = self._open_data(as_fed, session)
+        if self.data is not None and self.input.macs is None:  # they depend on sizes that the data has
+            self.dims = {**cost.dims_as_fed(original, self.data), **self.dims}
+            self.input = self.input.model_copy(update={"macs": cost.total_macs(original, {**self.dims, **fixed})})
         self.notes += self.original.notes
         if self.original.refused:
             self.job = replace(self.job, timing=False)

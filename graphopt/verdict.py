@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .contracts import Partition
+from .report import units
 from .report.schema import ModelFacts, PassRow, Timing, Validation
 
 SAME_SIZE = 0.001
 """Files whose sizes differ by less than this part are called equally large."""
+_CLOSE = 1e-3
+"""Where outputs are further apart than this part of their peak, the metric alone tells what that means."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def sentence(before: ModelFacts, judged: Judgement, rows: Sequence[PassRow], *, 
         return f"Nothing was written. {reason}."
     assert judged.facts is not None
     parts = [_speed(judged.timing) if judged.timing else "not timed", _size(before.bytes, judged.facts.bytes)]
-    if before.nodes != judged.facts.nodes:
+    if judged.facts.nodes < before.nodes:
         parts.append(f"{before.nodes} nodes became {judged.facts.nodes}")
     parts.append(_answers(judged.validation))
     text = ", ".join(parts)
@@ -85,7 +88,10 @@ def _size(before: int, after: int) -> str:
 def _answers(validation: Validation | None) -> str:
     if validation is None:
         return "not verified"
-    metric = validation.metric
     worst = max((output.max_rel for output in validation.outputs.values()), default=0.0)
     agree = "outputs equal" if worst == 0 else f"outputs within {worst:.1e} of the original's"
-    return agree if metric is None else f"{metric.name} {metric.before:.4g} before and {metric.after:.4g} after, {agree}"
+    if (metric := validation.metric) is None:
+        return agree
+    pair = f"{units.score(metric.before).text} before and {units.score(metric.after).text} after"
+    samples = f"{metric.name} {pair} on {validation.samples:,} sample{'' if validation.samples == 1 else 's'}"
+    return samples if worst > _CLOSE else f"{samples}, {agree}"

@@ -279,6 +279,15 @@ def test_without_onnxruntime_the_extra_is_named(redundant: Path, tmp_path: Path)
     fails(6, "graphopt[cpu]", done=subprocess.run(command, capture_output=True, text=True, env=env, check=False))
 
 
+def test_optimize_knows_the_macs_of_dynamic_shapes_from_its_data_and_says_what_else_there_is(tmp_path: Path) -> None:
+    text = "g (float[N, T, 4] x) => (float[N, T, 2] y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = MatMul(x, w) }"
+    done = graphopt("optimize", write(from_text(text), tmp_path / "m.onnx"), "--time-limit", "1", "--dim", "T=16")
+    [macs] = [line.split() for line in done.stdout.splitlines() if "MACs" in line]
+    assert macs[-3:] == ["128", "128", "same"]
+    assert "Same speed" in done.stdout
+    assert "--recipe int8" in done.stdout
+
+
 def test_demo_runs_the_main_job_on_a_real_model(tmp_path: Path) -> None:
     done = graphopt("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr

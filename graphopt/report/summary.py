@@ -98,8 +98,8 @@ def before_after(report: Report) -> list[Row]:
     if report.validation is not None and report.validation.metric is not None:
         metric = report.validation.metric
         trend = metric_trend(metric, report.validation.max_drop)
-        shown = units.number(metric.before, 4), units.number(metric.after, 4)
-        rows.append(Row(f"Metric: {metric.name}", *shown, _difference(metric), trend))
+        shown = units.score(metric.before), units.score(metric.after)
+        rows.append(Row(f"Metric: {metric.name}, {_samples(report.validation)}", *shown, _difference(metric), trend))
     return rows
 
 
@@ -129,9 +129,9 @@ def speed(timing: Timing) -> str:
     if timing.verdict == "same":
         return "no difference"
     if timing.verdict == "faster":
-        return f"{units.factor(timing.speedup).text} faster"
+        return f"{units.factor(timing.speedup).text} as fast"
     slower = 1 / timing.speedup if timing.speedup else math.inf
-    return f"{units.factor(slower).text} slower"
+    return f"takes {units.factor(slower).text} as long"
 
 
 def speed_interval(timing: Timing) -> str:
@@ -179,7 +179,7 @@ def changes_made(row: PassRow) -> tuple[int, int]:
 def _quality(validation: Validation) -> Headline:
     metric, outputs = validation.metric, validation.outputs
     if metric is not None:
-        shown = _arrow(units.number(metric.before, 4), units.number(metric.after, 4))
+        shown = _arrow(units.score(metric.before), units.score(metric.after))
         detail = f"{shown}, {_samples(validation)}"
         return Headline(f"Metric: {metric.name}", metric_change(metric), detail, metric_trend(metric, validation.max_drop))
     trend: Trend = "same" if validation.passed else "worse"
@@ -194,8 +194,8 @@ def _quality(validation: Validation) -> Headline:
 
 def _saving(what: str, show: units.Show, before: float, after: float, words: tuple[str, str]) -> Headline:
     figure = "the same"
-    if before != after:
-        figure = f"{units.change(before, after).lstrip('+' + units.MINUS)} {words[after > before]}"
+    if (change := units.change(before, after)) != "same":
+        figure = f"{change.lstrip('+' + units.MINUS)} {words[after > before]}"
     return Headline(what, figure, _arrow(*_pair(show, before, after)), _trend(before, after))
 
 

@@ -76,8 +76,10 @@ def milliseconds(value: float, beside: float | None = None) -> Shown:
 def seconds(value: float) -> Shown:
     """How long something took, for people who wait: 420 ms, 8.1 s, 3 min 20 s."""
     exact = f"{value!r} s"
-    if not math.isfinite(value) or value < 60:
-        return Shown(milliseconds(value * 1e3).text, exact)
+    if not math.isfinite(value):
+        return Shown(number(value).text, exact)
+    if value < 59.95:
+        return Shown(f"{value * 1e3:.0f} ms" if value < 0.9995 else f"{value:.1f} s", exact)
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return Shown(f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s", exact)
@@ -94,6 +96,11 @@ def number(value: float, digits: int = 3) -> Shown:
     return Shown(_signed(text), repr(value))
 
 
+def score(value: float) -> Shown:
+    """A metric, in four digits, so that two of them can be compared: 0.9100 beside 0.9333."""
+    return number(value) if not math.isfinite(value) else Shown(_signed(f"{value:#.4g}".rstrip(".")), repr(value))
+
+
 def factor(value: float) -> Shown:
     """How many times as fast."""
     text = number(value).text if value >= 9.995 else f"{value:.2f}"
@@ -101,13 +108,15 @@ def factor(value: float) -> Shown:
 
 
 def change(before: float, after: float) -> str:
-    """The relative change in percent with its sign, or "same"."""
+    """The relative change in percent with its sign; "same" where that rounds to nothing."""
     if before == after:
         return "same"
     if before == 0 or not math.isfinite(before) or not math.isfinite(after):
         return "—"
     percent = (after - before) / before * 100
-    text = f"{percent:,.0f}" if abs(percent) >= 100 else number(percent, 3 if abs(percent) >= 1 else 2).text
+    if abs(percent) < 0.05:
+        return "same"
+    text = f"{percent:,.0f}" if abs(percent) >= 100 else f"{percent:.1f}"
     return f"{'+' if percent > 0 else ''}{_signed(text)}%"
 
 
