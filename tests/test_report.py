@@ -365,7 +365,7 @@ def test_markdown_says_what_came_out() -> None:
     assert "| File size | 1.13 MB | 1.10 MB | \u22123.1% |" in markdown
     assert "| Latency, CPU time | 1.18 ms | 0.921 ms |" in markdown
     assert "Speed-up **1.28\u00d7 (1.27 to 1.29)**" in markdown
-    assert "| Metric: top1 | 0.915 | 0.915 | same |" in markdown
+    assert "| Metric: top1, 2,000 samples | 0.9150 | 0.9150 | same |" in markdown
     assert "| `float.float16` | **undone** |" in markdown
 
 
