@@ -142,13 +142,13 @@ class _OrtSession(Session):
         here = self.provider == CPU or target.clock == "cpu"
         self.clock = "cpu" if here and threads == 1 else "wall"
         self.load_seconds = load_seconds
-        self.inputs = tuple(_spec(value) for value in session.get_inputs())
-        self.outputs = tuple(_spec(value) for value in session.get_outputs())
+        self.inputs = tuple(_spec(value, value.type) for value in session.get_inputs())
+        self.outputs = tuple(_spec(value, _element(value.type)) for value in session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
         self._native = all(spec.dtype.kind in _NATIVE for spec in (*self.inputs, *self.outputs))
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; outputs by name, in the model's order.
+        """Run once; outputs by name, in the model's order; sequences as arrays.
 
         Raises:
             ModelError: A node failed (named in the message).
@@ -160,7 +160,7 @@ class _OrtSession(Session):
             values = session.run(self._names, feed) if self._native else self._run_values(feed)
         except Exception as error:
             raise run_error(error, self._model.name, feed, self.inputs) from error
-        return dict(zip(self._names, values, strict=True))
+        return dict(zip(self._names, map(_as_array, values), strict=True))
 
     def close(self) -> None:
         """Free the model; the session cannot run afterwards."""
@@ -249,9 +249,23 @@ def _parts(session: Any, provider: str) -> int | None:
 # ---------------------------------------------------------------------------------------------------------------- values
 
 
-def _spec(value: Any) -> TensorSpec:
+def _spec(value: Any, ort_type: str) -> TensorSpec:
     """A session's input or output. onnxruntime gives scalars and unknown ranks the same empty shape: both become None."""
-    return TensorSpec(value.name, _dtype(value.type), tuple(value.shape) or None)
+    return TensorSpec(value.name, _dtype(ort_type), tuple(value.shape) or None)
+
+
+def _element(ort_type: str) -> str:
+    """``tensor(float)`` for ``seq(tensor(float))``."""
+    return f"tensor({re.findall(r'[0-9A-Za-z]+', ort_type)[-1]})"
+
+
+def _as_array(value: Any) -> Array:
+    """An output as an array: of a sequence the elements as rows, or, when their shapes differ, all values in a row."""
+    if isinstance(value, list):
+        parts = [_as_array(one) for one in value]
+        alike = len({part.shape for part in parts}) == 1
+        return np.stack(parts) if alike else np.concatenate([part.reshape(-1) for part in parts] or [np.zeros(0)])
+    return np.asarray([] if value is None else value)
 
 
 def _dtype(ort_type: str) -> np.dtype:

@@ -288,6 +288,16 @@ def test_optimize_knows_the_macs_of_dynamic_shapes_from_its_data_and_says_what_e
     assert "--recipe int8" in done.stdout
 
 
+def test_optimize_compares_outputs_that_are_sequences(tmp_path: Path) -> None:
+    text = """g (float[N, 4] x) => (seq(float[N, 4]) parts, float[N, 4] y) {
+        same = Identity(x) a = Relu(same) short = ReduceSum(a) b = Neg(same)
+        parts = SequenceConstruct(a, b, short) y = Relu(x) }"""
+    done = graphopt("optimize", write(from_text(text), tmp_path / "m.onnx"), "--time-limit", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "outputs equal" in done.stdout
+    assert len(onnx.load(tmp_path / "m.opt.onnx").graph.node) == 4
+
+
 def test_demo_runs_the_main_job_on_a_real_model(tmp_path: Path) -> None:
     done = graphopt("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
