@@ -76,7 +76,7 @@ def output_path(source: Path, output: str | Path | None) -> Path:
     path = source.with_suffix(".opt.onnx") if output is None else Path(output)
     if path.exists() and source.exists() and path.samefile(source):
         raise UsageError("the output is the input, which is never changed", where=str(path), hint="Choose another -o.")
-    if path.is_dir():
+    if path.is_dir() or str(output).endswith(("/", os.sep)):
         raise UsageError("the output is a folder", where=str(path), hint="Give the name of a file, such as model.opt.onnx.")
     folder = path.parent
     if not folder.is_dir():

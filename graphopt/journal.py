@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .errors import UsageError
 from .report.schema import PassRow
 
 _NAME = "journal.jsonl"
@@ -41,7 +42,13 @@ class Journal:
         self.done: list[Done] = self._read() if resume else []
         if not self.done:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
+            try:
+                self.folder.mkdir()
+            except OSError as error:
+                where = str(self.folder.parent)
+                raise UsageError(
+                    f"the folder cannot be written to: {error.strerror}", where=where, hint="Choose another -o."
+                ) from None
             self._append({"key": self._key})
 
     def stage(self, index: int, name: str) -> Path:

@@ -249,6 +249,19 @@ def test_the_lists_list_what_is_there() -> None:
     assert "shapes.fix.NAME" in graphopt("passes", "shapes.fix").stdout
 
 
+def test_passes_say_which_values_an_option_takes() -> None:
+    shown = {name: graphopt("passes", name).stdout for name in ("prune.channels", "factorize", "prune.sparsity")}
+    assert "wanda" in shown["prune.channels"]
+    assert "whole number, vbmf" in shown["factorize"]
+    assert "{NAME: number, ...}" in shown["prune.sparsity"]
+    assert not [word for word in ("None", "Literal", "Annotated", "Undefined") for text in shown.values() if word in text]
+
+
+def test_output_that_is_a_folder_or_in_no_real_folder_is_a_usage_error(redundant: Path, tmp_path: Path) -> None:
+    fails(2, "newdir", "is a folder", done=graphopt("optimize", redundant, "-o", f"{tmp_path}/newdir/"))
+    fails(2, "/proc", "cannot be written", done=graphopt("optimize", redundant, "-o", "/proc/m.onnx"))
+
+
 def test_doctor_finds_this_installation_well() -> None:
     done = graphopt("doctor", "--json")
     assert done.returncode == 0, done.stdout

@@ -14,9 +14,7 @@ from . import options
 
 @click.command(short_help="Write a smaller or faster model, with the evidence.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where to write. Default: MODEL.opt.onnx beside the input."
-)
+@click.option("-o", "--output", metavar="FILE", help="Where to write. Default: MODEL.opt.onnx beside the input.")
 @click.option("--recipe", default="lossless", show_default=True, metavar="NAME|FILE", help="What to do ('graphopt recipes').")
 @options.target
 @click.option(
@@ -66,7 +64,7 @@ from . import options
 @options.verbose
 def command(
     model: Path,
-    output: Path | None,
+    output: str | None,
     folder: Path | None,
     settings: tuple[str, ...],
     contrib: bool,
