@@ -157,7 +157,9 @@ def _override(
             if pass_name not in registry.pass_names():
                 raise registry.unknown_name("pass", pass_name, {name for name, _ in steps})
             if not registry.pass_class(pass_name).added_by_set:
-                raise UsageError(f"the recipe {recipe!r} has no pass {pass_name!r}", where=f"--set {setting}")
+                having = [name for name in names() if any(step.name == pass_name for step in load(name).steps)]
+                hint = f"Choose --recipe {' or '.join(having)}." if having else f"Write a recipe of your own with {pass_name}."
+                raise UsageError(f"the recipe {recipe!r} has no pass {pass_name!r}", where=f"--set {setting}", hint=hint)
             steps.insert(added, (pass_name, {}))
             added += 1
         try:

@@ -39,6 +39,7 @@ def test_a_preset_loads_by_name_and_a_file_by_path(tmp_path: Path) -> None:
         ("passes: [simplify]", ["simplif.fold=true"], "'simplify'"),
         ("passes: [simplify]", ["simplify.fld=true"], "'fold'"),
         ("passes: [shapes.opset]", ["simplify.fold=true"], "has no pass 'simplify'"),
+        ("passes: [simplify]", ["prune.channels.macs=0.5"], "--recipe compact or prune"),
         ("passes: [{shapes.opset: {versoin: 20}}]", [], "'version'"),
         ("passes: [{shapes.fix: {N: 0}}]", [], "wrong option of shapes.fix: N"),
         ("passes: [simplify]", ["shapes.fix=1"], "unknown pass 'shapes'"),

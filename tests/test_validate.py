@@ -75,6 +75,8 @@ def adds(tensor: onnx.TensorProto) -> onnx.ModelProto:
         (b"\xff" * 100, "not an ONNX model"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"PK\x03\x04" + bytes(40), "ZIP"),
+        (b"\x1c\0\0\0TFL3" + bytes(40), "TensorFlow Lite"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b"<!DOCTYPE html>", "HTML"),
         (b"\x08\x0a", "no graph"),
     ],

@@ -21,6 +21,8 @@ IN_PLACE_BYTES = 64 << 20
 _OTHER_FORMATS = (
     (0, b"version https://git-lfs", "a Git LFS pointer to the model", "Fetch the model with 'git lfs pull'."),
     (4, b"ORTM", "a model in onnxruntime's own .ort format", "Use the ONNX model that it was made from."),
+    (4, b"TFL3", "a TensorFlow Lite model", "Convert it first: python -m tf2onnx.convert --tflite FILE --output model.onnx."),
+    (0, b"\x89HDF", "an HDF5 file, as Keras saves its models", "Export the model to ONNX first, with tf2onnx."),
     (0, b"PK\x03\x04", "a ZIP archive, as PyTorch saves its checkpoints", "Export the model to ONNX first."),
     (0, b"<", "a text in HTML or XML", "If it was downloaded, look at it: it may be an error page."),
 )
