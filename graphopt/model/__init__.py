@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from graphopt.contracts import TensorSpec
@@ -20,10 +19,10 @@ from graphopt.errors import ModelError
 from graphopt.garbage import collected_later
 
 from . import checker
-from .external import DataFiles, FileTensor
+from .external import DataFiles
 from .fingerprint import fingerprint
-from .held import held
 from .reading import locations, read, root_cause
+from .representing import represent
 from .saving import ExternalData, Saved, move, save
 from .tensors import SPARSE
 from .validate import validate
@@ -55,7 +54,6 @@ __all__ = [
 
 NOTES = "graphopt.notes"
 """Key of ``model.meta`` under which ``load`` leaves a list of what it mended."""
-_TENSOR_ATTRIBUTES = {ir.AttributeType.TENSOR, ir.AttributeType.TENSORS}
 
 
 @collected_later()
@@ -72,7 +70,10 @@ def load(path: str | Path) -> ir.Model:
         files = DataFiles(path, contents)
         notes = validate(proto, files)
         checker.run(proto, full=False)
-        model = _represent(proto, files)
+        try:
+            model = represent(proto, files)
+        except Exception as error:  # whatever the library raises on a model that it does not support
+            raise ModelError(f"the model cannot be represented: {root_cause(error)}") from error
     except ModelError as error:
         where = str(path) if error.where is None else f"{path}, {error.where}"
         raise ModelError(error.what, where=where, hint=error.hint) from error.__cause__
@@ -165,37 +166,6 @@ def _dimension(dim: int | ir.SymbolicDim) -> int | str | None:
     if isinstance(dim, int):
         return dim if dim >= 0 else None
     return dim.value or None
-
-
-def _represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
-    """The graph of a valid ModelProto, its external tensors bound to their files."""
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # whatever the library raises on a model that it does not support
-        raise ModelError(f"the model cannot be represented: {root_cause(error)}") from error
-    for graph in graphs(model):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = _read_once(value.const_value, files)
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type in _TENSOR_ATTRIBUTES and not attribute.is_ref():
-                    node.attributes[name] = _bound_attribute(attribute, files)
-    return model
-
-
-def _bound_attribute(attribute: ir.Attr, files: DataFiles) -> ir.Attr:
-    tensors = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
-    bound = [_read_once(tensor, files) for tensor in tensors]
-    value = bound if attribute.type == ir.AttributeType.TENSORS else bound[0]
-    return ir.Attr(attribute.name, attribute.type, value, doc_string=attribute.doc_string)
-
-
-def _read_once(tensor: ir.TensorProtocol, files: DataFiles) -> ir.TensorProtocol:
-    """A tensor in its file where it lies in one, else parsed."""
-    if isinstance(tensor, ir.ExternalTensor):
-        return FileTensor(files[str(tensor.location)], tensor.offset or 0, tensor)
-    return held(tensor)
 
 
 def _without_data(place: Place, model: ir.Model) -> ir.TensorProtocol | None:

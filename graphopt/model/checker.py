@@ -23,6 +23,9 @@ from .validate import RUNTIME_OPERATORS
 SPARSE_CONSTANT_OPSET = 11
 _REASON_LIMIT = 500  # characters
 _CUSTOM = "com.microsoft"
+_EXTERNAL = onnx.TensorProto.EXTERNAL
+_TENSOR = onnx.AttributeProto.TENSOR
+_GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
 
 
 def run(proto: onnx.ModelProto, *, full: bool) -> None:
@@ -33,6 +36,8 @@ def run(proto: onnx.ModelProto, *, full: bool) -> None:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    if not full:
+        copy.graph.ClearField("value_info")  # which only shape inference reads
     _initializers_to_inputs(copy.graph)
     bodies: list[tuple[onnx.ModelProto | onnx.FunctionProto, onnx.GraphProto | onnx.FunctionProto]]
     bodies = [(copy, copy.graph), *((function, function) for function in copy.functions)]
@@ -57,7 +62,11 @@ def _initializers_to_inputs(graph: onnx.GraphProto) -> None:
     inputs = {info.name for info in graph.input}
     for tensor in _take_external(graph):
         if tensor.name not in inputs:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            of_tensor = graph.input.add(name=tensor.name).type.tensor_type
+            of_tensor.elem_type = tensor.data_type
+            of_tensor.shape.SetInParent()
+            for size in tensor.dims:
+                of_tensor.shape.dim.add().dim_value = size
 
 
 def _prepare(body: onnx.GraphProto | onnx.FunctionProto, opset: int) -> None:
@@ -65,9 +74,14 @@ def _prepare(body: onnx.GraphProto | onnx.FunctionProto, opset: int) -> None:
     for node in body.node:
         if node.op_type in RUNTIME_OPERATORS and node.domain == "" and not onnx.defs.has(node.op_type, opset):
             node.domain = _CUSTOM
+        if node.metadata_props:
+            node.ClearField("metadata_props")  # pages of text in some files, which the checker would parse and not read
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and _is_external(attribute.t):
+            kind = attribute.type
+            if kind == _TENSOR and _is_external(attribute.t):
                 attribute.CopyFrom(_stand_in(attribute.name, attribute.t, opset if node.op_type == "Constant" else 0))
+            if kind not in _GRAPHS:
+                continue
             for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 inputs = {info.name for info in graph.input}
                 constants = [_constant(tensor, opset) for tensor in _take_external(graph) if tensor.name not in inputs]
@@ -102,7 +116,7 @@ def _take_external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
-    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return bool(tensor.data_location == _EXTERNAL)
 
 
 def _told(message: str) -> ModelError:

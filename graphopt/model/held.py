@@ -7,18 +7,26 @@ compute their size anew each time. Rewrites ask thousands of times.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.INT32: "int32_data",
+    ir.DataType.INT64: "int64_data",
+}
+"""The fields that hold numbers of a type as they are; in others they are packed or converted."""
 
 
 class HeldTensor(ir.Tensor[np.ndarray]):
     """A tensor of whole bytes an element, in memory, that knows its size."""
 
-    def __init__(self, array: np.ndarray, dtype: ir.DataType, like: ir.TensorProtocol) -> None:
-        shape = ir.Shape(array.shape, frozen=True)
-        metadata = dict(like.metadata_props)
-        super().__init__(array, dtype, shape=shape, name=like.name, doc_string=like.doc_string, metadata_props=metadata)
+    def __init__(self, array: np.ndarray, dtype: ir.DataType, **described: Any) -> None:
+        super().__init__(array, dtype, shape=ir.Shape(array.shape, frozen=True), **described)
 
     @property
     def size(self) -> int:
@@ -31,16 +39,25 @@ class HeldTensor(ir.Tensor[np.ndarray]):
         return self.numpy().nbytes
 
 
-def held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A tensor like one that is still a TensorProto; others, strings and packed types as they are."""
-    if not isinstance(tensor, ir.TensorProtoTensor):
-        return tensor
-    proto, dtype = tensor.raw, tensor.dtype
+def held(proto: onnx.TensorProto) -> ir.TensorProtocol:
+    """The tensor of a valid TensorProto that holds its data; strings and packed types as the library has them."""
+    dtype = ir.DataType(proto.data_type)
     if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
-        return tensor
+        return ir.from_proto(proto)
     if proto.HasField("raw_data"):
-        return HeldTensor(np.frombuffer(proto.raw_data, stored(dtype)).reshape(proto.dims), dtype, tensor)
-    return HeldTensor(tensor.numpy(), dtype, tensor)
+        return HeldTensor(np.frombuffer(proto.raw_data, stored(dtype)).reshape(proto.dims), dtype, **described(proto))
+    field = _FIELDS.get(dtype)
+    array = np.array(getattr(proto, field), stored(dtype)).reshape(proto.dims) if field else ir.from_proto(proto).numpy()
+    return HeldTensor(array, dtype, **described(proto))
+
+
+def described(proto: onnx.TensorProto) -> dict[str, Any]:
+    """What a TensorProto says of itself, as all tensor classes take it."""
+    return {
+        "name": proto.name,
+        "doc_string": proto.doc_string or None,
+        "metadata_props": {entry.key: entry.value for entry in proto.metadata_props},
+    }
 
 
 @cache

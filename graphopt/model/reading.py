@@ -14,7 +14,7 @@ from graphopt.errors import ModelError
 from . import wire
 from .weights import SMALL_BYTES
 
-IN_PLACE_BYTES = 64 << 20
+IN_PLACE_BYTES = 4 << 20
 """Weights of larger files are read from the file when they are needed. Smaller files may change once they were loaded."""
 
 # What people hand in instead of a model, by how it begins.

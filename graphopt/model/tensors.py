@@ -6,6 +6,7 @@ Readers trust these sizes: a tensor that is too short is zero-filled, or read pa
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import onnx
@@ -64,6 +65,7 @@ def check(tensor: onnx.TensorProto, files: DataFiles) -> None:
         raise ModelError(f"it holds {size} {unit}, but its shape {list(tensor.dims)} and type {dtype.name} need {needed}")
 
 
+@cache
 def data_type(number: int) -> ir.DataType:
     """The type of that number.
 

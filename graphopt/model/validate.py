@@ -133,6 +133,7 @@ class _Walk:
         self.functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
         if len(self.functions) < len(proto.functions):
             _unique([f"{f.domain}.{f.name}" + f".{f.overload}" * bool(f.overload) for f in proto.functions], "function", "")
+        self.types: set[bytes] = set()
         self.calls: dict[_FunctionKey, set[_FunctionKey]] = {key: set() for key in self.functions}
         self.caller: _FunctionKey | None = None
 
@@ -143,7 +144,7 @@ class _Walk:
         _unique(function.input, "input", where)
         _unique(function.output, "output", where)
         for info in function.value_info:
-            _value_info(info, where)
+            self._value_info(info, where)
         for attribute in function.attribute_proto:
             if attribute.type in _GRAPHS:
                 raise ModelError(f"the attribute {attribute.name!r} of {where} is a graph, which graphopt does not support")
@@ -167,7 +168,7 @@ class _Walk:
         if not _text(graph.name, inside):
             graph.name = "graph"
         for info in (*graph.input, *graph.output, *graph.value_info):
-            _value_info(info, inside)
+            self._value_info(info, inside)
         for sparse in graph.sparse_initializer:
             name = _text(sparse.values.name, inside)
             try:
@@ -239,8 +240,9 @@ class _Walk:
     def _operator(self, node: onnx.NodeProto, scope: _Scope) -> None:
         inside, opsets = scope.inside, scope.opsets
         op_type, given = node.op_type, node.domain
-        for text in (op_type, node.name, node.doc_string, *node.input, *node.output):
-            if not isinstance(text, str):
+        texts = (op_type, node.name, node.doc_string, *node.input, *node.output)
+        if set(map(type, texts)) != {str}:
+            for text in texts:
                 _text(text, inside or "the graph")
         domain = _domain(given, inside)
         if domain != given:
@@ -283,6 +285,14 @@ class _Walk:
         for tensor in attribute.tensors:
             self._tensor(tensor, f"its attribute {name!r}", where)
 
+    def _value_info(self, info: onnx.ValueInfoProto, inside: str) -> None:
+        """Check a value's name and type. Few types differ, and each is checked once."""
+        _text(info.name, inside)
+        given = info.type.SerializeToString()
+        if given not in self.types:
+            _value_type(info, inside)
+            self.types.add(info.type.SerializeToString())
+
     def _tensor(self, tensor: onnx.TensorProto, what: str, where: str) -> None:
         try:
             tensors.check(tensor, self.files)
@@ -303,9 +313,9 @@ def _makers(body: _Body, given: set[str], inside: str) -> dict[str, int]:
     return maker
 
 
-def _value_info(info: onnx.ValueInfoProto, inside: str) -> None:
+def _value_type(info: onnx.ValueInfoProto, inside: str) -> None:
     """Check a value's type; a negative dimension, which some exporters write for an unknown one, becomes unknown."""
-    name = _text(info.name, inside)
+    name = info.name
     of_value = info.type
     kind = of_value.WhichOneof("value")
     while kind in {"sequence_type", "optional_type"}:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -45,16 +45,6 @@ Piece: TypeAlias = bytes | memoryview | ir.TensorProtocol
 
 class WireError(ValueError):
     """The bytes are not a protobuf message; the text says what is wrong with them."""
-
-
-class _Field(NamedTuple):
-    """One field of a message: ``[begin, end)`` is all of it, ``[payload, end)`` its content."""
-
-    number: int
-    wire_type: int
-    begin: int
-    payload: int
-    end: int
 
 
 def _number(message: type[Message], name: str) -> int:
@@ -97,16 +87,15 @@ def split(data: memoryview, location: str, minimum: int) -> bytes:
     """
 
     def without_data(start: int, end: int) -> list[Piece] | None:
-        for field in _fields(data, start, end):
-            size = field.end - field.payload
-            if field.number == _RAW_DATA and field.wire_type == _BYTES and size >= minimum:
+        for number, nested, begin, payload, after in _fields(data, start, end, minimum):
+            if number == _RAW_DATA and nested:
                 place = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-                for key, value in (("location", location), ("offset", str(field.payload)), ("length", str(size))):
+                for key, value in (("location", location), ("offset", str(payload)), ("length", str(after - payload))):
                     place.external_data.add(key=key, value=value)
-                return [data[start : field.begin], data[field.end : end], place.SerializeToString(deterministic=True)]
+                return [data[start:begin], data[after:end], place.SerializeToString(deterministic=True)]
         return None
 
-    rewrite = _Rewrite(data, lambda start, end: end - start >= minimum, without_data, _NODE_BYTES)
+    rewrite = _Rewrite(data, without_data, minimum, _NODE_BYTES)
     pieces = rewrite.message(onnx.ModelProto, 0, len(data))
     return bytes(data) if pieces is None else b"".join(piece for piece in pieces if isinstance(piece, bytes | memoryview))
 
@@ -155,7 +144,7 @@ def join(skeleton: bytes, tensors: Sequence[ir.TensorProtocol]) -> list[Piece]:
         following = bisect_left(marks, start)
         return following < len(marks) and marks[following] < end
 
-    pieces = _Rewrite(data, marked, with_data).message(onnx.ModelProto, 0, len(data))
+    pieces = _Rewrite(data, with_data, worth=marked).message(onnx.ModelProto, 0, len(data))
     return [skeleton] if pieces is None else pieces
 
 
@@ -169,8 +158,8 @@ def is_truncated(data: memoryview) -> bool:
     known = {field.number for field in onnx.ModelProto.DESCRIPTOR.fields}
     seen = 0
     try:
-        for field in _fields(data, 0, len(data)):
-            if field.number not in known:
+        for number, *_ in _fields(data, 0, len(data)):
+            if number not in known:
                 return False
             seen += 1
     except _TooShortError:
@@ -186,16 +175,16 @@ class _TooShortError(WireError):
 
 @dataclass(frozen=True)
 class _Rewrite:
-    """Replaces the tensors in a message.
+    """Replaces the tensors in a message: ``leaf`` makes the pieces of one, or None to leave it.
 
-    ``worth`` says whether to look into a nested message, ``leaf`` makes the pieces of a tensor or None to leave it; nodes of
-    fewer than ``least_node`` bytes are left too.
+    Messages of fewer than ``least`` bytes and nodes of fewer than ``least_node`` are passed by, as what is not ``worth`` it.
     """
 
     data: memoryview
-    worth: Callable[[int, int], bool]
     leaf: Callable[[int, int], list[Piece] | None]
+    least: int = 0
     least_node: int = 0
+    worth: Callable[[int, int], bool] = lambda _start, _end: True
 
     def message(self, kind: type[Message], start: int, end: int, depth: int = 0) -> list[Piece] | None:
         """The message anew, with the lengths of those around a replaced tensor mended; None when nothing was replaced."""
@@ -205,44 +194,51 @@ class _Rewrite:
             raise WireError(f"messages are nested more than {_LIMIT_DEPTH} deep")
         pieces: list[Piece] = []
         copied = start
-        for field in _fields(self.data, start, end):
-            child = _CHILDREN[kind].get(field.number) if field.wire_type == _BYTES else None
-            if child is None or not self.worth(field.payload, field.end):
+        children = _CHILDREN[kind]
+        for number, nested, begin, payload, after in _fields(self.data, start, end, self.least):
+            child = children.get(number) if nested else None
+            if child is None or (child is onnx.NodeProto and after - payload < self.least_node):
                 continue
-            if child is onnx.NodeProto and field.end - field.payload < self.least_node:
-                continue
-            inner = self.message(child, field.payload, field.end, depth + 1)
-            if inner is not None:
-                pieces += [self.data[copied : field.begin], _header(field.number, size(inner)), *inner]
-                copied = field.end
+            if self.worth(payload, after) and (inner := self.message(child, payload, after, depth + 1)) is not None:
+                pieces += [self.data[copied:begin], _header(number, size(inner)), *inner]
+                copied = after
         return [*pieces, self.data[copied:end]] if pieces else None
 
 
-def _fields(data: memoryview, start: int, end: int) -> Iterator[_Field]:
+def _fields(data: memoryview, start: int, end: int, least: int = 0) -> Iterator[tuple[int, bool, int, int, int]]:
+    """The fields of a message, without strings and nested messages of fewer than ``least`` bytes.
+
+    Of each its number, whether it is a string or a message, where it begins, where its content begins, and where it ends.
+    """
     position = start
     while position < end:
         begin = position
         key = data[position]
-        if key < 0x80:  # as nearly all are
-            position += 1
-        else:
-            key, position = _varint(data, position, end)
+        position += 1
+        if key >= 0x80:
+            key, position = _varint(data, begin, end)
         wire_type = key & 7
         payload = position
-        if wire_type == 0:
+        if wire_type == _BYTES:
+            length = data[position] if position < end else 0x80
+            if length < 0x80:  # as most are
+                payload += 1
+            else:
+                length, payload = _varint(data, position, end)
+            position = payload + length
+            if length < least and position <= end:
+                continue
+        elif wire_type == 0:
             _, position = _varint(data, position, end)
         elif wire_type == 1:
             position += 8
-        elif wire_type == _BYTES:
-            length, payload = _varint(data, position, end)
-            position = payload + length
         elif wire_type == 5:
             position += 4
         else:
             raise WireError("a field is of a kind that does not exist")
         if position > end:
             raise _TooShortError("it ends in the middle of a field")
-        yield _Field(key >> 3, wire_type, begin, payload, position)
+        yield key >> 3, wire_type == _BYTES, begin, payload, position
 
 
 def _varint(data: memoryview, position: int, end: int) -> tuple[int, int]:

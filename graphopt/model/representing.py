@@ -1,0 +1,191 @@
+"""The graph of a valid ModelProto: values, nodes and attributes, with weights that stay where they are.
+
+As ``onnx_ir.from_proto`` makes it, in half the time: that parses the type of each value and each attribute anew, but a model
+has few different ones. Equal shapes are one frozen object here, and so are equal attributes, which clones share as well; types
+are not, because they can be changed in place. What few models have is left to the library: functions, quantization
+annotations, and configurations of devices.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
+from typing import TypeAlias
+
+import onnx
+import onnx_ir as ir
+
+from .external import DataFiles, FileTensor
+from .held import described, held
+from .weights import graphs
+
+_TENSOR, _TENSORS = onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+_OWN = frozenset({_TENSOR, _TENSORS, _GRAPH, _GRAPHS})
+"""Kinds of attributes that are not shared."""
+_Scope: TypeAlias = MutableMapping[str, ir.Value]
+"""The values that a node may read, by name."""
+
+
+def represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
+    """The graph of ``proto``, its external tensors bound to their files.
+
+    Raises:
+        Exception: Whatever the library raises on a model that it does not support.
+    """
+    if proto.functions or proto.configuration:
+        return _by_the_library(proto, files)
+    try:
+        graph = _Representation(files).graph(proto.graph)
+    except _RareError:
+        return _by_the_library(proto, files)
+    graph.opset_imports.update({entry.domain: entry.version for entry in proto.opset_import})
+    return ir.Model(
+        graph,
+        ir_version=proto.ir_version,
+        producer_name=proto.producer_name or None,
+        producer_version=proto.producer_version or None,
+        domain=proto.domain or None,
+        model_version=proto.model_version if proto.HasField("model_version") else None,
+        doc_string=proto.doc_string or None,
+        metadata_props=_entries(proto.metadata_props),
+    )
+
+
+class _RareError(Exception):
+    """The graph has something that is left to the library."""
+
+
+class _Representation:
+    """One model's graphs as they are made: the shapes and attributes that occurred so far, by their bytes."""
+
+    def __init__(self, files: DataFiles) -> None:
+        self.files = files
+        self.types: dict[bytes, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
+        self.attributes: dict[bytes, ir.Attr] = {}
+
+    def graph(self, proto: onnx.GraphProto, around: _Scope | None = None) -> ir.Graph:
+        """The graph of ``proto``; ``around`` is the scope of the node that it belongs to."""
+        if proto.quantization_annotation:
+            raise _RareError
+        infos = {info.name: info for info in proto.value_info}
+        inputs = [self.describe(ir.Value(name=info.name), info) for info in proto.input]
+        values = {info.name: value for info, value in zip(proto.input, inputs, strict=True)}
+        initializers = []
+        for given in proto.initializer:
+            tensor = self.tensor(given)
+            if given.name not in values:
+                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+                values[given.name] = self.describe(value, infos.get(given.name))
+            values[given.name].const_value = tensor
+            initializers.append(values[given.name])
+        made = []
+        for node in proto.node:
+            made.append([self.describe(ir.Value(name=name), infos.get(name)) for name in node.output])
+            values.update((value.name, value) for value in made[-1] if value.name)
+        scope = values if around is None else ChainMap(values, around)
+        nodes = [self.node(node, outputs, scope) for node, outputs in zip(proto.node, made, strict=True)]
+        return ir.Graph(
+            inputs,
+            [self.describe(values[info.name], info) for info in proto.output],
+            nodes=nodes,
+            initializers=initializers,
+            doc_string=proto.doc_string or None,
+            name=proto.name,
+            metadata_props=_entries(proto.metadata_props),
+        )
+
+    def node(self, proto: onnx.NodeProto, outputs: Sequence[ir.Value], scope: _Scope) -> ir.Node:
+        """A node that makes ``outputs``."""
+        if proto.device_configurations:
+            raise _RareError
+        return ir.Node(
+            proto.domain,
+            proto.op_type,
+            [scope[name] if name else None for name in proto.input],
+            [self.attribute(attribute, scope) for attribute in proto.attribute],
+            overload=proto.overload,
+            outputs=outputs,
+            name=proto.name,
+            doc_string=proto.doc_string or None,
+            metadata_props=_entries(proto.metadata_props),
+        )
+
+    def attribute(self, proto: onnx.AttributeProto, scope: _Scope) -> ir.Attr:
+        """An attribute; one without tensors and graphs is shared by all nodes that have the same."""
+        kind = proto.type
+        if kind not in _OWN:
+            key = proto.SerializeToString()
+            if key not in self.attributes:
+                self.attributes[key] = ir.from_proto(proto)
+            return self.attributes[key]
+        value: object
+        if kind == _TENSOR:
+            value = self.tensor(proto.t)
+        elif kind == _TENSORS:
+            value = [self.tensor(tensor) for tensor in proto.tensors]
+        elif kind == _GRAPH:
+            value = self.graph(proto.g, scope)
+        else:
+            value = [self.graph(graph, scope) for graph in proto.graphs]
+        return ir.Attr(proto.name, ir.AttributeType(kind), value, doc_string=proto.doc_string or None)
+
+    def tensor(self, proto: onnx.TensorProto) -> ir.TensorProtocol:
+        """A tensor: in its file where it lies in one, else parsed."""
+        if proto.data_location != onnx.TensorProto.EXTERNAL:
+            return held(proto)
+        place = {entry.key: entry.value for entry in proto.external_data}
+        file, offset = self.files[place["location"]], int(place.get("offset", 0))
+        return FileTensor(file, offset, ir.DataType(proto.data_type), proto.dims, **described(proto))
+
+    def describe(self, value: ir.Value, info: onnx.ValueInfoProto | None) -> ir.Value:
+        """Give a value the type, the shape and the texts that the model states for it."""
+        if info is None:
+            return value
+        key = info.type.SerializeToString()
+        if key not in self.types:
+            typed = ir.from_proto(info.type)
+            self.types[key] = typed.type, typed.shape
+        kind, value.shape = self.types[key]
+        value.type = ir.TensorType(kind.dtype, denotation=kind.denotation) if type(kind) is ir.TensorType else _type(info)
+        if info.metadata_props:
+            value.metadata_props.update(_entries(info.metadata_props))
+        value.doc_string = info.doc_string or None
+        return value
+
+
+def _type(info: onnx.ValueInfoProto) -> ir.TypeProtocol | None:
+    found: ir.TypeProtocol | None = ir.from_proto(info.type).type
+    return found
+
+
+def _entries(protos: Sequence[onnx.StringStringEntryProto]) -> dict[str, str] | None:
+    return {entry.key: entry.value for entry in protos} if protos else None
+
+
+def _by_the_library(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
+    model = ir.from_proto(proto)
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _bound(value.const_value, files)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = _with(attribute, _bound(attribute.value, files))
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    node.attributes[name] = _with(attribute, [_bound(tensor, files) for tensor in attribute.value])
+    return model
+
+
+def _with(attribute: ir.Attr, value: object) -> ir.Attr:
+    return ir.Attr(attribute.name, attribute.type, value, doc_string=attribute.doc_string)
+
+
+def _bound(tensor: ir.TensorProtocol, files: DataFiles) -> ir.TensorProtocol:
+    """A tensor that the library made, as ``_Representation.tensor`` would have made it."""
+    if isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor):
+        return _Representation(files).tensor(ir.to_proto(tensor))
+    return tensor
