@@ -124,6 +124,15 @@ class Reference:
             self._kept[key] = {name: self._filed(array) for name, array in outputs.items()}
         return outputs
 
+    def start(self, session: Session, samples: int) -> None:
+        """Compute the outputs on the first samples in a session of the original that is open anyway."""
+        own, self._session = self._session, session
+        begin = 0
+        for batch in self.data.batches(samples):
+            self.outputs(begin, batch)
+            begin += batch.samples
+        self._session = own
+
     def rest(self) -> None:
         """Close the session until outputs are asked for that are not kept, if it was opened here."""
         if self._open is not None and self._session is not None:

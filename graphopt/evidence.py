@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,8 @@ class Evidence:
     """Where results of lossless passes are compared: the target, but for one that cannot run what is not ready for it yet."""
     own: Answers | None = None
     """What the target makes of the original; None when the target is the reference, or nothing is compared."""
+    _compared: dict[tuple[Path, int, int], tuple[evaluate.Evaluation, list[str]]] = field(default_factory=dict)
+    """What was found of files on all samples."""
 
     def open(self, path: Path) -> Session:
         """Open a file on the target."""
@@ -127,13 +129,13 @@ class Evidence:
         """
         data = self.data.first(samples)
         try:
-            with self.open_candidate(candidate, self.between) as session:
-                if before is None:
-                    found = evaluate.compare(self.reference, session, data, progress=self.progress)
-                else:
-                    with self.open_between(before) as previous:
-                        found = evaluate.compare(previous, session, data, progress=self.progress)
-                problems = evaluate.problems(found, session.outputs, self._tolerances())
+            if before is None and data.spans == self.data.spans and self.between == self.target:
+                _, problems = self._on_all(candidate)
+            else:
+                with self.open_candidate(candidate, self.between) as session, ExitStack() as stack:
+                    reference = self.reference if before is None else stack.enter_context(self.open_between(before))
+                    found = evaluate.compare(reference, session, data, progress=self.progress)
+                    problems = evaluate.problems(found, session.outputs, self._tolerances())
         except Unusable as error:
             return str(error)
         return f"the outputs changed: {'; '.join(problems)}" if problems else None
@@ -141,8 +143,7 @@ class Evidence:
     def over_budget(self, candidate: Path, share: float = 1.0) -> str | None:
         """Why a lossy candidate costs more than this share of the budget on all samples; None when it does not."""
         try:
-            with self.open_candidate(candidate) as session:
-                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+            found, _ = self._on_all(candidate)
         except Unusable as error:
             return str(error)
         return self._over_budget(found, share)
@@ -150,8 +151,7 @@ class Evidence:
     def spent(self, candidate: Path) -> float:
         """The part of the budget that a candidate spends on all samples; infinite where it cannot be run or compared."""
         try:
-            with self.open_candidate(candidate) as session:
-                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+            found, _ = self._on_all(candidate)
         except Unusable:
             return math.inf
         if self._over_budget(found) is None and (found.metric is None or not self.max_drop):
@@ -163,9 +163,8 @@ class Evidence:
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""
         try:
-            with self.open_candidate(candidate) as session:
-                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
-                problems = [] if self.lossy else evaluate.problems(found, session.outputs, self._tolerances())
+            found, different = self._on_all(candidate)
+            problems = [] if self.lossy else [*different]
         except Unusable as error:
             found, problems = evaluate.Evaluation(0, {}, None), [str(error)]
         if (over := self._over_budget(found)) is not None and over not in problems:
@@ -181,6 +180,20 @@ class Evidence:
             passed=not problems,
             problems=problems,
         )
+
+    def _on_all(self, candidate: Path) -> tuple[evaluate.Evaluation, list[str]]:
+        """What comparing a file with the original on all samples shows, and what is not equal; done once for a file.
+
+        Raises:
+            Unusable: The target cannot run it.
+        """
+        status = candidate.stat()
+        key = candidate, status.st_mtime_ns, status.st_ino
+        if key not in self._compared:
+            with self.open_candidate(candidate) as session:
+                found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
+                self._compared[key] = found, evaluate.problems(found, session.outputs, self._tolerances())
+        return self._compared[key]
 
     def _tolerances(self) -> Mapping[str, float]:
         return self.own.tolerances if self.own is not None else {}

@@ -27,7 +27,7 @@ from .job import Job
 from .recipe import Settled, Step
 from .report.schema import ChangeRow, FigureRow, PassRow
 from .stage import Outcome, Stage
-from .trial import Trial
+from .trial import CHECK_SAMPLES, Trial
 from .workbench import Workbench
 
 LISTED_CHANGES = 5000
@@ -111,6 +111,8 @@ class Run:
             return given, None
         metric = feeding.metric_of(job, checks, session)
         reference = self.original.reference(checks, self.temporary)
+        if job.verify and not self.original.refused and self.original.judge == self.here:
+            reference.start(session, CHECK_SAMPLES)
         evidence = Evidence(
             original=self.original.path,
             runtime=self.runtime,

@@ -85,6 +85,10 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     verbose = _verbose(sys.argv)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS and not {"-h", "--help"} & set(sys.argv):
+        from .startup import import_quickly
+
+        import_quickly()
     try:
         code = graphopt.main(standalone_mode=False)
     except click.exceptions.Abort:

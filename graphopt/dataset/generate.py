@@ -177,6 +177,8 @@ def _evaluated(key: str, sizes: Mapping[str, int]) -> int | None:
     if "total" in key.lower():
         parts = [size for other, size in sizes.items() if "seq" in other.lower() and "total" not in other.lower()]
         return sum(parts) if len(parts) == 2 else None
+    if key.isidentifier():
+        return None
     try:
         dim = ir.SymbolicDim(key)
         if key in dim.free_symbols() or not dim.free_symbols() <= sizes.keys():

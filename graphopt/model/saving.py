@@ -200,18 +200,17 @@ def _drop_repeated_types(graph: onnx.GraphProto) -> None:
     Of an initializer, which the library adds to each: its tensor says the same. Of what a QuantizeLinear or DequantizeLinear
     gives, if its shape is that of what the node reads: there are as many of these as of everything else in a quantized model.
     """
-    shapes = {info.name: info.type.tensor_type.shape.SerializeToString() for info in (*graph.input, *graph.value_info)}
-    repeated = set()
-    for tensor in graph.initializer:
-        repeated.add(tensor.name)
-        dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims]
-        shapes[tensor.name] = onnx.TensorShapeProto(dim=dims).SerializeToString()
-    for node in graph.node:
-        if node.op_type in _SAME_SHAPE and not node.domain and shapes.get(node.input[0]) == shapes.get(node.output[0]):
-            repeated.add(node.output[0])
+    repeated = {tensor.name for tensor in graph.initializer}
+    if same := [node for node in graph.node if node.op_type in _SAME_SHAPE and not node.domain]:
+        shapes = {info.name: info.type.tensor_type.shape.SerializeToString() for info in (*graph.input, *graph.value_info)}
+        for tensor in graph.initializer:
+            dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims]
+            shapes[tensor.name] = onnx.TensorShapeProto(dim=dims).SerializeToString()
+        repeated |= {node.output[0] for node in same if shapes.get(node.input[0]) == shapes.get(node.output[0])}
     kept = [info for info in graph.value_info if info.name not in repeated or info.doc_string or info.metadata_props]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
+    if len(kept) < len(graph.value_info):
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
 
 
 def _drop_zeros(graph: onnx.GraphProto) -> None:
