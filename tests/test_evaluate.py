@@ -220,6 +220,17 @@ def test_a_reference_that_opens_its_session_closes_it_when_the_outputs_are_kept(
         assert len(list((tmp_path / "spilt").iterdir())) == files
 
 
+def test_a_reference_uses_a_session_that_is_open_anyway(tmp_path: Path) -> None:
+    y = RNG.standard_normal((8, 16)).astype(np.float32)
+
+    def open_original() -> Session:
+        raise AssertionError("the original was opened again")
+
+    reference = Reference(open_original, rows(tmp_path, 8, batch_size=3))
+    reference.start(Canned(y=y), 100)
+    assert compare(reference, Canned(y=y), reference.data).samples == 8
+
+
 def test_a_reference_also_serves_the_first_part_of_its_data(tmp_path: Path) -> None:
     y = RNG.standard_normal((8, 16)).astype(np.float32)
     data = rows(tmp_path, 8, batch_size=3)

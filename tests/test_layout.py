@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,20 @@ def test_importing_and_help_load_no_heavy_library(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", f"{report}\n{code}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout
+
+
+def test_a_command_imports_sympy_only_for_arithmetic_with_dimensions(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from graphopt.cli.startup import import_quickly
+        import_quickly()
+        import onnx_ir
+        from graphopt import demo, pipeline
+        pipeline.optimize(demo.unpack(Path(sys.argv[1])).model, timing=False)
+        print("sympy" in sys.modules)
+        print((onnx_ir.SymbolicDim("max(N, 4)") * 2 + 1).evaluate({"N": 3}), "sympy" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "9", "True"]

@@ -20,6 +20,7 @@ from graphopt import model
 from graphopt.errors import ModelError, UsageError
 from graphopt.model import reading, saving
 
+import random_graphs
 from helpers import assert_same_outputs, from_text, run, small_cnn, write
 
 
@@ -107,6 +108,49 @@ def test_what_is_not_graph_survives(tmp_path: Path) -> None:
         assert after.graph.value_info[0].doc_string == "about w1 as a value"
         assert after.graph.initializer[0].doc_string == "about w1"
         assert after.graph.initializer[0].metadata_props == proto.graph.initializer[0].metadata_props
+
+
+def described() -> onnx.ModelProto:
+    """A model with what is said of graphs, nodes, values and tensors, and with attributes of many kinds."""
+    proto = from_text("""<ir_version: 10, opset_import: ["" : 21, "own" : 1], producer_name: "maker">
+        agraph (float[N, 4] x, seq(float[2]) s, optional(float) o, float[?] loose) => (float[N, 4] y, float[N, 4] z) {
+            a = own.Op <i = 1, is = [1, 2], f = 0.5, fs = [0.5], s = "t", ss = ["u", "v"], t = float {1}> (x, , s)
+            b = own.Op <i = 1, is = [1, 2], f = 0.5, fs = [0.5], s = "t", ss = ["u", "v"]> (a, o)
+            y, , z, = own.Op (b, w, loose)
+        }
+    """)
+    graph = proto.graph
+    graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2], float_data=[1, 2], doc_string="about w")
+    for kind in (onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8, onnx.TensorProto.INT32):
+        graph.initializer.add(name=f"k{kind}", data_type=kind, dims=[2], int32_data=[0, 1])
+    graph.initializer.add(name="strings", data_type=onnx.TensorProto.STRING, dims=[1], string_data=[b"text"])
+    graph.initializer.add(name="loose", data_type=onnx.TensorProto.INT64, dims=[], int64_data=[3])
+    for info in (graph.value_info.add(name="a"), graph.input[0], graph.output[0]):
+        info.type.tensor_type.elem_type, info.doc_string = onnx.TensorProto.FLOAT, f"about {info.name}"
+        info.type.tensor_type.shape.dim.add(denotation="DATA_CHANNEL")
+    for owner in (proto, graph, graph.node[0], graph.value_info[0], graph.initializer[0], graph.output[0]):
+        owner.metadata_props.add(key="scope", value="here")
+    proto.doc_string, graph.doc_string, graph.node[1].doc_string, proto.model_version = "model", "graph", "node", 3
+    return proto
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_a_model_is_represented_as_the_library_represents_it(number: int, tmp_path: Path) -> None:
+    proto = onnx.shape_inference.infer_shapes(random_graphs.model(number)) if number else described()
+    loaded = model.load(write(proto, tmp_path / "in.onnx"))
+    assert with_raw_data(ir.to_proto(loaded)) == with_raw_data(ir.to_proto(ir.from_proto(proto)))
+
+
+def with_raw_data(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Small tensors in one form; their metadata, which the library writes twice for some, once."""
+    constants = [attribute.t for node in proto.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in (*proto.graph.initializer, *constants):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            same = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
+            same.doc_string = tensor.doc_string
+            same.metadata_props.extend(tensor.metadata_props[:1])
+            tensor.CopyFrom(same)
+    return proto
 
 
 @pytest.mark.parametrize("external", ["never", "always"])

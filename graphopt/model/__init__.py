@@ -81,6 +81,7 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
+@collected_later()
 def check(model: ir.Model, full: bool = True) -> None:
     """Run the onnx checker, with ``full`` strict shape inference too. Large weights are not copied; ``model`` stays as it is.
 
@@ -95,6 +96,7 @@ def check(model: ir.Model, full: bool = True) -> None:
     checker.run(proto, full=full)
 
 
+@collected_later()
 def clone(model: ir.Model) -> ir.Model:
     """A copy of the graph; tensors are shared."""
     return model.clone()

@@ -11,6 +11,7 @@ made.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -285,13 +286,13 @@ def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path 
 
 def _own_data(path: Path) -> set[Path]:
     """Data files of the model at ``path`` that bear the name that ``save`` gives them."""
-    if not path.exists():
+    own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{8}\.data")
+    if not path.exists() or not any(own.fullmatch(file.name) for file in path.parent.glob(f"{glob.escape(path.stem)}.*.data")):
         return set()
     try:
         names = locations(read(path)[0])
     except ModelError:
         return set()
-    own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{8}\.data")
     return {path.with_name(name) for name in names if own.fullmatch(name)}
 
 
