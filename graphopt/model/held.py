@@ -43,11 +43,14 @@ def held(proto: onnx.TensorProto) -> ir.TensorProtocol:
     """The tensor of a valid TensorProto that holds its data; strings and packed types as the library has them."""
     dtype = ir.DataType(proto.data_type)
     if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
-        return ir.from_proto(proto)
+        return ir.serde.deserialize_tensor(proto)
     if proto.HasField("raw_data"):
         return HeldTensor(np.frombuffer(proto.raw_data, stored(dtype)).reshape(proto.dims), dtype, **described(proto))
     field = _FIELDS.get(dtype)
-    array = np.array(getattr(proto, field), stored(dtype)).reshape(proto.dims) if field else ir.from_proto(proto).numpy()
+    if field is None:
+        array = ir.serde.deserialize_tensor(proto).numpy()
+    else:
+        array = np.array(getattr(proto, field), stored(dtype)).reshape(proto.dims)
     return HeldTensor(array, dtype, **described(proto))
 
 

@@ -75,7 +75,7 @@ class _Representation:
         for given in proto.initializer:
             tensor = self.tensor(given)
             if given.name not in values:
-                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(given.dims))
                 values[given.name] = self.describe(value, infos.get(given.name))
             values[given.name].const_value = tensor
             initializers.append(values[given.name])
@@ -117,7 +117,7 @@ class _Representation:
         if kind not in _OWN:
             key = proto.SerializeToString()
             if key not in self.attributes:
-                self.attributes[key] = ir.from_proto(proto)
+                self.attributes[key] = ir.serde.deserialize_attribute(proto)
             return self.attributes[key]
         value: object
         if kind == _TENSOR:
@@ -144,19 +144,17 @@ class _Representation:
             return value
         key = info.type.SerializeToString()
         if key not in self.types:
-            typed = ir.from_proto(info.type)
-            self.types[key] = typed.type, typed.shape
+            shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+            self.types[key] = ir.serde.deserialize_type_proto_for_type(info.type), shape
         kind, value.shape = self.types[key]
-        value.type = ir.TensorType(kind.dtype, denotation=kind.denotation) if type(kind) is ir.TensorType else _type(info)
-        if info.metadata_props:
-            value.metadata_props.update(_entries(info.metadata_props))
+        if isinstance(kind, ir.TensorType):
+            value.type = ir.TensorType(kind.dtype, denotation=kind.denotation)
+        else:
+            value.type = ir.serde.deserialize_type_proto_for_type(info.type)
+        for entry in info.metadata_props:
+            value.metadata_props[entry.key] = entry.value
         value.doc_string = info.doc_string or None
         return value
-
-
-def _type(info: onnx.ValueInfoProto) -> ir.TypeProtocol | None:
-    found: ir.TypeProtocol | None = ir.from_proto(info.type).type
-    return found
 
 
 def _entries(protos: Sequence[onnx.StringStringEntryProto]) -> dict[str, str] | None:
