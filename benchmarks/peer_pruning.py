@@ -31,6 +31,8 @@ from graphopt.dataset import open_dataset
 import common
 
 _INSIDE = Path(__file__).with_name("peer_pruning_torch.py")
+MODEL = "cifar_resnet56"
+"""What is pruned by both."""
 TOOLS = ("graphopt", "Torch-Pruning")
 _LISTED = 6
 """Layers of a group that are named."""
@@ -115,7 +117,7 @@ def told(cluster: Sequence[Found], tool: str) -> str:
 
 def others(zoo: Path, out: Path) -> int:
     """Write images to ``out`` that neither tool was ever tuned on, with labels; how many."""
-    specs = model.input_specs(model.load(zoo / "models" / f"{prune.CASES[0].model}.onnx"))
+    specs = model.input_specs(model.load(zoo / "models" / f"{MODEL}.onnx"))
     batches = [*open_dataset(zoo / "data" / "cifar10" / "train", specs, images=_IMAGES).batches()]
     images = np.concatenate([next(iter(batch.feed.values())) for batch in batches])[::_OTHER]
     labels = np.concatenate([batch.labels for batch in batches if batch.labels is not None])[::_OTHER]
@@ -154,9 +156,9 @@ def groups(peer: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[
 def accuracy(folder: Path) -> dict[str, list[float] | str]:
     """What graphopt leaves of the first model: by part of the MACs what is left of them, and top-1 on two sets of images."""
     found: dict[str, list[float] | str] = {}
-    for left in prune.CASES[0].left:
+    for left in prune.CASES[MODEL]:
         out = folder / f"{left}.onnx"
-        one = prune.pruned(prune.CASES[0], left, out)
+        one = prune.pruned(MODEL, left, out)
         found[str(left)] = one["failed"] if "failed" in one else [one["macs"], one["after"], top1(out, folder / "others.npz")]
     return found
 
@@ -174,7 +176,7 @@ def main() -> None:
         peer = json.loads((folder / "found.json").read_text())
         figures, rows, differences = groups(peer, folder)
         measured = {**peer["accuracy"], "graphopt": accuracy(folder)}
-    lefts = [str(left) for left in prune.CASES[0].left]
+    lefts = [str(left) for left in prune.CASES[MODEL]]
     versions = peer["versions"]
     text = [
         f"Torch-Pruning {versions['torch-pruning']} (torch {versions['torch']}) on the torch networks, graphopt on their "

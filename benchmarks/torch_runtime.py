@@ -188,7 +188,6 @@ def row(name: str, found: Mapping[str, Any]) -> Sequence[object]:
             "",
             ", ".join(found.get("missing", ())),
             "",
-            "",
         )
     slope = found["gradient"]
     apart = " and ".join(f"{name} is {error:.0e}" for name, error in found["exact"].items())
