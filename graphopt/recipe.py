@@ -195,4 +195,9 @@ def _step(name: str, options: dict[str, Any]) -> Step:
 
 
 def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+    """What is wrong, place by place; a rule about several options together names them itself."""
+    found = []
+    for one in error.errors():
+        said = one["msg"].removeprefix("Value error, ")
+        found.append(f"{'.'.join(map(str, one['loc']))}: {said} (got {one['input']!r})" if one["loc"] else said)
+    return "; ".join(found)
