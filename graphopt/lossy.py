@@ -61,7 +61,7 @@ def _in_rounds(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, cont
         stage = Stage(graph, outcome.path, model.count_nodes(graph), model.file_bytes(outcome.path), None, True)
     assert last is not None, "no round without an outcome"
     declined = [one for one in last.changes if not one.done]
-    if timed and not stated and trial.evidence is not None:
+    if timed and not rewrite.decided() and trial.evidence is not None:
         speedup = trial.evidence.speedup(before.path, stage.path)
         if speedup < _WORTH:
             return Outcome(False, f"not faster than before: {speedup:.3f}x; {last.why}", declined)
@@ -156,19 +156,34 @@ class Work:
             faster = allocate.frontier(self.sites, grades, "macs", "milliseconds")
             if self._part(faster[0], "macs") <= remains.part:  # MACs that take time go first, if they suffice
                 plans = faster
+        if remains is None and self.rewrite.decided():  # the user has said how much goes at every site, whether it pays or not
+            plans = [allocate.harshest(self.sites), *plans]
         if not plans:
             return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)
+        tried: list[str] = []
         with progress.stage("choosing settings") as step:
-            plan = self._in_budget(plans, step) if remains is None else self._at_goal(plans, grades, remains, step)
+            plan = self._in_budget(plans, tried, step) if remains is None else self._at_goal(plans, grades, remains, step)
         if isinstance(plan, str):
             return Outcome(False, plan, self.declined)
         candidate, changes, problem = self._final(plan)
         if problem is not None:
             return Outcome(False, problem, self.declined)
-        return self._kept(plan, candidate, changes, [])
+        left = [
+            Change(site.name, "left alone", self._outdone(site, grades), done=False) for site in self.sites if site not in plan
+        ]
+        return self._kept(plan, candidate, [*changes, *left], tried)
 
-    def _in_budget(self, plans: Sequence[Plan], step: Callable[[int], None]) -> Plan | str:
-        """The harshest plan that holds the budget; or why there is none."""
+    def _outdone(self, site: Site, grades: Mapping[tuple[Site, Setting], Grade]) -> str:
+        """Why a site that could be changed is not."""
+        gentlest = site.settings[0]
+        grade = grades[site, gentlest]
+        saved = [f"{grade.macs / 1e6:.3g} M MACs", f"{grade.bytes / 1e3:.3g} kB"]
+        saved += [f"{1e3 * grade.milliseconds:.3g} us"] if self._timed else []
+        does = f"{gentlest.label} would do {grade.damage:.1e} to save {', '.join(saved)}"
+        return f"others save more for the damage that they do: {does}"
+
+    def _in_budget(self, plans: Sequence[Plan], tried: list[str], step: Callable[[int], None]) -> Plan | str:
+        """The harshest plan that holds the budget; or why there is none. ``tried`` is told the next harsher one's problem."""
         problems: dict[int, str | None] = {}
 
         def fits(index: int) -> bool:
@@ -179,6 +194,8 @@ class Work:
         chosen = allocate.first(len(plans), fits, allocate.COARSE)
         if chosen == len(plans):
             return f"no setting holds the budget; the gentlest: {problems[chosen - 1]}"
+        if problem := problems.get(chosen - 1):
+            tried.append(f"the next harsher choice, of {len(plans[chosen - 1])} sites: {problem}")
         return plans[chosen]
 
     def _at_goal(

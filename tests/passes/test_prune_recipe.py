@@ -27,8 +27,7 @@ def ran(folder: Path, *settings: str, max_drop: float | None = None, **options: 
         data=str(folder / "data.npz"),
         settings=[f"prune.channels.{one}" for one in settings],
         max_drop=max_drop,
-        timing=False,
-        **options,  # type: ignore[arg-type]
+        **{"timing": False, **options},  # type: ignore[arg-type]
     )
     return report, out
 
@@ -52,6 +51,28 @@ def test_the_report_says_of_each_group_what_is_left_or_why_nothing_went(tmp_path
     [why] = [why for (name, what), why in changes.items() if name == "conv1" and what == "12 of 16 channels are left"]
     assert "MACs" in why
     assert "output of the model" in changes["gemm", "left alone"]
+
+
+def test_a_group_that_could_lose_units_and_does_not_says_what_that_would_cost(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "macs=0.9", max_drop=1.0)
+    done = {change.site for change in report.passes[-1].changes if change.done}
+    left = {change.site: change.why for change in report.passes[-1].changes if not change.done}
+    outdone = {name: why for name, why in left.items() if "others save more" in why}
+    assert outdone
+    assert not outdone.keys() & done
+    assert all("MACs" in why for why in outdone.values())
+
+
+def test_a_ratio_is_cut_at_every_group_even_where_no_time_is_saved(tmp_path: Path) -> None:
+    report, _ = ran(tmp_path, "ratio=0.1", max_drop=1.0, timing=True, time_limit=0.2)
+    cut = [change.what for change in report.passes[-1].changes if "channels are left" in change.what]
+    assert report.passes[-1].kept
+    assert cut == ["14 of 16 channels are left"]
+
+
+def test_goals_that_exclude_one_another_are_named_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"prune\.channels: ratio and macs exclude one another$"):
+        ran(tmp_path, "ratio=0.5", "macs=0.5")
 
 
 def test_a_goal_that_cannot_be_reached_is_said_and_nothing_is_pruned(tmp_path: Path) -> None:
