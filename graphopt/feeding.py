@@ -68,8 +68,8 @@ def opened(
     """
     specs, notes = model.input_specs(fed), []
     with progress.stage("checking the data"):
-        given = open_dataset(job.data, specs, images=job.images) if job.data else None
-        checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data else given
+        given = open_dataset(job.data, specs, images=job.images) if job.data is not None else None
+        checks = open_dataset(job.eval_data, specs, images=job.images) if job.eval_data is not None else given
         if checks is None and session is not None:
             checks = generate(fed, dims=dims, seed=job.seed, runs=session.accepts)
             notes.append("Inputs were generated: they show agreement and speed, not accuracy.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from .contracts import Budget, LossyPass, Need
+from .dataset import Source
 from .errors import DataError, UsageError
 from .model import ExternalData
 from .recipe import Recipe
@@ -31,8 +32,8 @@ class Job:
     recipe: Recipe
     target: Target
     budget: Budget
-    data: str | None = None
-    eval_data: str | None = None
+    data: Source | None = None
+    eval_data: Source | None = None
     images: str | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     metric: str | None = None
@@ -50,12 +51,12 @@ class Job:
         rewrites = [step.rewrite for step in self.recipe.steps]
         needs = {need for rewrite in rewrites for need in rewrite.needs}
         lossy = any(isinstance(rewrite, LossyPass) for rewrite in rewrites)
-        if (lossy or Need.DATA in needs) and not (self.data or self.eval_data):
+        if (lossy or Need.DATA in needs) and self.data is None and self.eval_data is None:
             raise DataError(
                 f"the recipe {self.recipe.name!r} needs data: generated inputs cannot show what it costs",
                 hint="Give --data with samples of what the model will see, or --eval with labels too.",
             )
-        if Need.LABELS in needs and not self.eval_data:
+        if Need.LABELS in needs and self.eval_data is None:
             raise DataError(f"the recipe {self.recipe.name!r} needs labels", hint="Give --eval with labelled samples.")
 
 

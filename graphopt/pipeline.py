@@ -21,8 +21,9 @@ from typing import Literal
 from . import __version__, inspection, model, partitions, placement, targets, verdict
 from . import recipe as recipes
 from .contracts import LossyPass, Progress, Silent
+from .dataset import Source
 from .environment import environment, peak_rss_bytes
-from .errors import BudgetError, GraphoptError
+from .errors import BudgetError, GraphoptError, UsageError
 from .evidence import answers_row, placement_row
 from .job import Job, budgeted, output_path
 from .joint import Joint
@@ -42,8 +43,8 @@ def optimize(
     *,
     recipe: str | Recipe = "lossless",
     target: str | Target = "cpu",
-    data: str | None = None,
-    eval_data: str | None = None,
+    data: Source | None = None,
+    eval_data: Source | None = None,
     images: str | None = None,
     dims: Mapping[str, int] | None = None,
     metric: str | None = None,
@@ -68,8 +69,9 @@ def optimize(
         output: Where to write; default ``MODEL.opt.onnx`` beside the input.
         recipe: A preset, a YAML file, or a ``Recipe``.
         target: A target, or the path of a YAML file with one.
-        data: Unlabelled samples for calibration and comparison (``dataset/`` has the forms).
-        eval_data: Labelled samples for the metric.
+        data: Unlabelled samples for calibration and comparison: a path (``dataset/`` has the forms), arrays by the names of
+            the inputs with the samples first, or a function that yields feeds.
+        eval_data: Samples with labels for the metric, in the same forms; arrays hold them as ``labels``.
         images: How images in folders become tensors (``dataset/images.py``).
         dims: Sizes of dynamic dimensions for generated inputs, by symbol.
         metric: ``top1``, ``agreement``, ... or ``module:function``; default by what the data holds.
@@ -94,6 +96,9 @@ def optimize(
         MissingError: The target's runtime is not there (with ``timing=False`` this processor stands in for it), or
             ``strict_provider`` was not kept.
     """
+    if not isinstance(model, str | Path):
+        hint = "Save it first: onnx.save(model, 'model.onnx')."
+        raise UsageError(f"the model is given as a {type(model).__name__}, not as the path of its file", hint=hint)
     chosen = recipes.load(recipe, settings) if isinstance(recipe, str) else recipe
     job = Job(
         model=Path(model),

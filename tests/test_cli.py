@@ -12,6 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt import optimize
+from graphopt.errors import UsageError
+
 from helpers import assert_same_outputs, from_text, run, small_cnn, write
 
 REDUNDANT = """
@@ -309,6 +312,17 @@ def test_optimize_compares_outputs_that_are_sequences(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "outputs equal" in done.stdout
     assert len(onnx.load(tmp_path / "m.opt.onnx").graph.node) == 4
+
+
+def test_python_takes_arrays_and_shows_a_short_report(tmp_path: Path) -> None:
+    path, images = write(small_cnn(), tmp_path / "m.onnx"), np.random.default_rng(0).random((8, 3, 8, 8), np.float32)
+    report = optimize(path, eval_data={"x": images, "labels": np.arange(8)}, timing=False)
+    assert report.validation is not None
+    assert report.validation.samples == 8
+    assert len(repr(report)) < 300
+    assert report.verdict in report._repr_markdown_()
+    with pytest.raises(UsageError, match="onnx.save"):
+        optimize(onnx.load(path))  # type: ignore[arg-type]
 
 
 def test_demo_runs_the_main_job_on_a_real_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,7 +42,7 @@ def gather(data: Dataset, name: str = "x") -> np.ndarray:
     return np.concatenate([batch.feed[name] for batch in data.batches()])
 
 
-def refusal(source: Path | str, *specs: TensorSpec) -> str:
+def refusal(source: Any, *specs: TensorSpec) -> str:
     with pytest.raises(DataError) as caught:
         list(open_dataset(source, specs).batches())
     return str(caught.value)
@@ -57,6 +58,15 @@ def test_a_dynamic_batch_is_fed_in_batches_and_nothing_is_lost(tmp_path: Path) -
     np.testing.assert_array_equal(gather(data), x)
     np.testing.assert_array_equal(np.concatenate([batch.labels for batch in data.batches()]), labels)
     assert (data.size, data.labelled, data.generated, data.notes) == (70, True, False, ())
+
+
+def test_python_hands_over_arrays_or_a_function_as_they_are(tmp_path: Path) -> None:
+    x, labels = floats(70, 3), np.arange(70)
+    stored = open_dataset(save(tmp_path, x=x, labels=labels), [X])
+    assert open_dataset({"x": x, "labels": labels}, [X]).fingerprint == stored.fingerprint
+    assert open_dataset(lambda: iter([{"x": x[:4]}, {"x": x[4:9]}]), [X]).size == 9
+    assert "no input of the model is called 'y'" in refusal({"y": x, "z": x}, X)
+    assert "cannot be a ndarray" in refusal(x, X)
 
 
 def test_a_fixed_batch_of_one_is_fed_sample_by_sample(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,8 @@ from graphopt.errors import DataError
 from .preflight import EXTRA_AXIS, LABELS, is_fixed, shape_text
 
 Span = tuple[int, int]
+Source = str | Path | Mapping[str, Array] | Callable[[], Iterable[object]]
+"""A path, ``module:function``, or, from Python, the arrays or the function themselves."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 FORMS = "Data is an .npz file, a folder of .npz files, of ONNX test_data_set_N or of images, or module:function."
 
@@ -109,13 +111,11 @@ class Dataset:
         return self.stream((self if limit is None else self.first(limit)).spans)
 
 
-def open_dataset(
-    source: str | Path, specs: Sequence[TensorSpec], *, images: str | None = None, batch_size: int = 32
-) -> Dataset:
+def open_dataset(source: Source, specs: Sequence[TensorSpec], *, images: str | None = None, batch_size: int = 32) -> Dataset:
     """Open data for a model and check that it fits.
 
     Args:
-        source: A path, or ``module:function``.
+        source: A path, ``module:function``, arrays by name as in an ``.npz``, or a function that yields feeds.
         specs: The model's inputs.
         images: How images become arrays, as ``--images`` says it (``images.py``).
         batch_size: Samples a batch where the model leaves it open.
@@ -126,8 +126,14 @@ def open_dataset(
         MissingError: Images cannot be read here, because pillow is missing.
     """
     from .feeds import open_function
-    from .npz import open_npz
+    from .npz import open_arrays, open_npz
 
+    if isinstance(source, Mapping):
+        return _without_images(open_arrays(source, specs, batch_size), images)
+    if callable(source):
+        return _without_images(open_function(source, specs), images)
+    if not isinstance(source, str | Path):
+        raise DataError(f"data cannot be a {type(source).__name__}", hint="Give {'input name': array}, a function, or a path.")
     path = Path(source)
     if path.is_dir():
         try:

@@ -150,13 +150,14 @@ def _read_tensor(path: Path) -> Array:
 # ------------------------------------------------------------------------------------------------------------- functions
 
 
-def open_function(name: str, specs: Sequence[TensorSpec]) -> Dataset:
-    """What ``module:function`` yields. One full run checks and counts it; each later run must yield the same.
+def open_function(source: str | Callable[[], Any], specs: Sequence[TensorSpec]) -> Dataset:
+    """What a function, or ``module:function``, yields. One full run checks and counts it; each later run must yield the same.
 
     Raises:
         DataError: The function cannot be found, raises, yields what does not fit the model, nothing, or without an end.
     """
-    function = load_callable(name, DataError)
+    function = load_callable(source, DataError) if isinstance(source, str) else source
+    name = source if isinstance(source, str) else getattr(source, "__name__", "the function")
     survey = _Survey(specs)
     digests: list[str] = []
     for place, feed, labels in _yielded(function, name):

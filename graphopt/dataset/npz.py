@@ -42,8 +42,16 @@ def open_npz(path: Path, specs: Sequence[TensorSpec], batch_size: int) -> Datase
     Raises:
         DataError: The file cannot be read or does not fit the model.
     """
-    where = str(path)
-    arrays = read_npz(path)
+    return open_arrays(read_npz(path), specs, batch_size, str(path))
+
+
+def open_arrays(given: Mapping[str, Array], specs: Sequence[TensorSpec], batch_size: int, where: str = "arrays") -> Dataset:
+    """The samples of arrays by name, as a file holds them; all of their values are checked now.
+
+    Raises:
+        DataError: They do not fit the model.
+    """
+    arrays = {name: np.asarray(array) for name, array in given.items()}
     labels = None if any(spec.name == LABELS for spec in specs) else arrays.pop(LABELS, None)
     arrays, notes = match_names(arrays, specs, where)
     samples, complete = _sample_axis(arrays, specs, where)

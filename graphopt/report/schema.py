@@ -238,6 +238,15 @@ class Report(_Part):
     placement: Placement | None = Field(None, description="null when the target is the reference, or nothing was run")
     notes: list[str] = Field(description="what a reader should know: casts made, inputs generated, checks switched off")
 
+    def __repr__(self) -> str:
+        return f"<Report on {self.input.path}: {self.verdict}>"
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from .markdown import to_markdown
+
+        return to_markdown(self)
+
 
 def json_schema() -> str:
     """Return the JSON schema (draft 2020-12) of report.json, as ``docs/report.schema.json`` holds it."""
