@@ -69,6 +69,16 @@ def test_python_hands_over_arrays_or_a_function_as_they_are(tmp_path: Path) -> N
     assert "cannot be a ndarray" in refusal(x, X)
 
 
+def test_one_hot_labels_are_classes_and_other_tables_are_values() -> None:
+    x, classes = floats(6, 3), np.array([2, 0, 1, 1, 0, 2])
+    table = np.eye(3)[classes]
+    data = open_dataset({"x": x, "labels": table}, [X])
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in data.batches()]), classes)
+    assert data.labels_dtype == np.int64
+    assert "one-hot" in " ".join(data.notes)
+    assert open_dataset({"x": x, "labels": table * 0.9}, [X]).labels_dtype == table.dtype
+
+
 def test_a_fixed_batch_of_one_is_fed_sample_by_sample(tmp_path: Path) -> None:
     data = open_dataset(save(tmp_path, x=floats(5, 3)), [FIXED])
     assert [batch.feed["x"].shape for batch in data.batches()] == [(1, 3)] * 5

@@ -65,6 +65,9 @@ def open_arrays(given: Mapping[str, Array], specs: Sequence[TensorSpec], batch_s
         arrays[spec.name] = convert(arrays[spec.name], spec, where, samples_first=spec.name not in shared)
     if labels is not None:
         labels = check_labels(labels, samples, where)
+        if _one_hot(labels):
+            labels = labels.argmax(axis=1)
+            notes += ("The labels are one-hot: they are taken as classes.",)
     spans, splittable = tuple((i, i + 1) for i in range(samples)), False
     if not complete:
         spans, splittable, left_out = batch_spans(samples, [s for s in specs if s.name not in shared], batch_size, where)
@@ -79,6 +82,12 @@ def open_arrays(given: Mapping[str, Array], specs: Sequence[TensorSpec], batch_s
 
     labels_dtype = None if labels is None else labels.dtype
     return Dataset(where, spans, stream, lambda: digest(arrays, labels), labels_dtype, notes, splittable)
+
+
+def _one_hot(labels: Array) -> bool:
+    """Whether float labels [N, classes] mark one class each, as Keras has them."""
+    table = labels.dtype.kind == "f" and labels.ndim == 2 and labels.shape[1] > 1
+    return table and bool((np.sort(labels, axis=1) == np.eye(1, labels.shape[1], labels.shape[1] - 1)).all())
 
 
 def read_npz(path: Path) -> dict[str, Array]:
