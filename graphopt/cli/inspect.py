@@ -11,6 +11,8 @@ import click
 from . import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from graphopt.inspection import Support
 
 
@@ -84,26 +86,43 @@ def command(path: Path, top: int, target_names: tuple[str, ...], dims: dict[str,
         )
         for row in heavy
     ]
-    out.print(table(("heaviest nodes", "operator", "MACs", "parameters", "weights"), rows, numbers_from=2))
+    if rows:
+        out.print(table(("heaviest nodes", "operator", "MACs", "parameters", "weights"), rows, numbers_from=2))
     if target_names:
         for each in support:
             _show_cut(each)
     else:
-        taken = [
-            (
-                each.target,
-                "yes" if each.available else "no",
-                str(each.cut.partitions) if each.cut else "",
-                f"{each.cut.taken:,} of {each.cut.nodes:,}" if each.cut else "",
-                ("its provider" if each.available else "a table") if each.cut else "not known",
-            )
-            for each in support
-        ]
-        header = ("target", "runs here", "partitions", "nodes that it takes", "judged by")
-        out.print(table(header, taken, numbers_from=2))
-        out.print("What stays behind, and why: --target NAME. Why a target does not run here: graphopt targets.")
+        _show_targets(support)
     for note in notes:
         out.print(f"note: {note}", markup=False)
+
+
+def _show_targets(support: Sequence[Support]) -> None:
+    """How each target cuts the model, a line each."""
+    from graphopt.partitions import NOT_FIXED
+
+    from .output import console, table
+
+    out = console()
+    cuts = [(each, each.cut) for each in support if each.cut is not None]
+    rows = [
+        (
+            each.target,
+            "yes" if each.available else "no",
+            str(cut.partitions),
+            f"{cut.taken:,} of {cut.nodes:,}",
+            "its provider" if each.available else "a table",
+        )
+        for each, cut in cuts
+    ]
+    out.print(table(("target", "runs here", "partitions", "nodes that it takes", "judged by"), rows, numbers_from=2))
+    if unknown := [each.target for each in support if each.cut is None]:
+        out.print(f"Not known here: {', '.join(unknown)}.", markup=False, soft_wrap=True)
+    if strict := [each.target for each, cut in cuts if any(why == NOT_FIXED for _, why, _ in cut.reasons)]:
+        out.print(
+            f"These take fixed shapes only, which --dim NAME=SIZE gives: {', '.join(strict)}.", markup=False, soft_wrap=True
+        )
+    out.print("What stays behind, and why: --target NAME. Why a target does not run here: graphopt targets.", soft_wrap=True)
 
 
 def _show_cut(found: Support) -> None:
