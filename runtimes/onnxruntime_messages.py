@@ -55,6 +55,8 @@ def load_error(error: Exception, model: Path | bytes) -> ModelError:
         hint = "Install a newer onnxruntime, or convert the model to an older opset."
     elif "max supported IR version" in text:
         hint = "Install a newer onnxruntime, or write the model with an older IR version."
+    elif "is not a registered function/op" in text:
+        hint = "It belongs to a library that is not loaded here. optimize --verify off --timing off rewrites without running."
     elif "Could not find an implementation" in text:
         hint = "This onnxruntime has no kernel for the node with these types."
     return ModelError(f"onnxruntime cannot load it: {text}", where=where, hint=hint)

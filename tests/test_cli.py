@@ -314,6 +314,22 @@ def test_optimize_compares_outputs_that_are_sequences(tmp_path: Path) -> None:
     assert len(onnx.load(tmp_path / "m.opt.onnx").graph.node) == 4
 
 
+def test_inspect_lists_the_targets_that_it_can_judge_and_says_who_needs_fixed_shapes(redundant: Path) -> None:
+    shown = graphopt("inspect", redundant).stdout
+    assert "fixed shapes only, which --dim NAME=SIZE gives: nnapi" in shown
+    assert "Not known here: " in shown
+    assert "fixed shapes" not in graphopt("inspect", redundant, "--dim", "N=1").stdout
+
+
+def test_an_operator_of_an_unknown_library_is_named_and_can_be_left_alone(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 20, "my.plugins": 1]>
+        g (float[N, 4] x) => (float[N, 4] y) { same = Identity(x) y = my.plugins.Foo(same) }"""
+    path = write(from_text(text), tmp_path / "m.onnx")
+    fails(3, "my.plugins:Foo", "--verify off --timing off", done=graphopt("optimize", path))
+    assert graphopt("optimize", path, "--verify", "off", "--timing", "off").returncode == 0
+    assert [node.op_type for node in onnx.load(tmp_path / "m.opt.onnx").graph.node] == ["Foo"]
+
+
 def test_python_takes_arrays_and_shows_a_short_report(tmp_path: Path) -> None:
     path, images = write(small_cnn(), tmp_path / "m.onnx"), np.random.default_rng(0).random((8, 3, 8, 8), np.float32)
     report = optimize(path, eval_data={"x": images, "labels": np.arange(8)}, timing=False)
@@ -321,7 +337,7 @@ def test_python_takes_arrays_and_shows_a_short_report(tmp_path: Path) -> None:
     assert report.validation.samples == 8
     assert len(repr(report)) < 300
     assert report.verdict in report._repr_markdown_()
-    with pytest.raises(UsageError, match="onnx.save"):
+    with pytest.raises(UsageError, match="Save it first"):
         optimize(onnx.load(path))  # type: ignore[arg-type]
 
 
