@@ -574,6 +574,7 @@ def test_charts_are_well_formed_and_stay_within_their_width(value: float, name: 
         (units.seconds(75.2), "1 min 15 s"),
         (units.score(0.9), "0.9000"),
         (units.score(1.0), "1.000"),
+        (units.score(0.0725), "0.0725"),
         (units.score(23.456), "23.46"),
         (units.seconds(3 * 3600 + 61), "3 h 1 min"),
         (units.number(-1.9e-6), "\u22121.9e\u22126"),

@@ -35,7 +35,7 @@ def columns(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         "p50": [_time(row.p50_ms) for row in done],
         "p90": [_time(row.p90_ms) for row in done],
         "p99": [_time(row.p99_ms) for row in done],
-        "samples/s": [_NOT_KNOWN if row.samples_per_second is None else f"{row.samples_per_second:,.1f}" for row in done],
+        "samples/s": [_NOT_KNOWN if row.samples_per_second is None else _rate(row.samples_per_second) for row in done],
         "load": [_time(row.load_ms) for row in done],
         "first answer": [_time(row.cold_start.total_ms if row.cold_start else None) for row in done],
         "memory": [_memory(row) for row in done],
@@ -133,7 +133,7 @@ def throughput_chart(rows: Sequence[Measured]) -> str:
     if len({(row.batch, row.threads) for row in rows}) < 2:
         return ""
     drawn = [
-        charts.Bar(label, row.samples_per_second, f"{row.samples_per_second:,.1f} /s", "after")
+        charts.Bar(label, row.samples_per_second, f"{_rate(row.samples_per_second)} /s", "after")
         for label, row in zip(_labels(rows), rows, strict=True)
         if row.samples_per_second is not None
     ]
@@ -177,3 +177,8 @@ def _memory(row: Measured) -> str:
 
 def _time(milliseconds: float | None) -> str:
     return _NOT_KNOWN if milliseconds is None else units.milliseconds(milliseconds).text
+
+
+def _rate(per_second: float) -> str:
+    """Samples a second in whole numbers, where they have two digits."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"

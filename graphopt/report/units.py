@@ -98,7 +98,9 @@ def number(value: float, digits: int = 3) -> Shown:
 
 def score(value: float) -> Shown:
     """A metric, in four digits, so that two of them can be compared: 0.9100 beside 0.9333."""
-    return number(value) if not math.isfinite(value) else Shown(_signed(f"{value:#.4g}".rstrip(".")), repr(value))
+    if not math.isfinite(value):
+        return number(value)
+    return Shown(_signed(f"{value:.4f}" if 0.001 <= abs(value) < 1 else f"{value:#.4g}".rstrip(".")), repr(value))
 
 
 def factor(value: float) -> Shown:
