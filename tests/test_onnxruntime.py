@@ -154,10 +154,13 @@ def test_dtypes_that_numpy_lacks_go_in_and_out(path: Path, name: str, dtype: typ
     np.testing.assert_array_equal(found["j"], [-3])
 
 
-def test_sequences_have_no_numpy_dtype(path: Path) -> None:
-    session = opened(path, "g (float[N] x) => (seq(float[N]) y) { y = SequenceConstruct(x, x) }")
-    assert session.outputs[0].dtype == object
-    assert len(session.run({"x": np.ones(2, np.float32)})["y"]) == 2
+def test_a_sequence_is_an_array_with_its_tensors_as_rows_or_all_values_in_a_row(path: Path) -> None:
+    body = "s = ReduceSum(x) y = SequenceConstruct(x, x) z = SequenceConstruct(x, s)"
+    text = f"g (float[N] x) => (seq(float[N]) y, seq(float[N]) z) {{ {body} }}"
+    session = opened(path, text)
+    assert {spec.dtype for spec in session.outputs} == {np.dtype(np.float32)}
+    found = session.run({"x": np.array([1, 2], np.float32)})
+    assert (found["y"].tolist(), found["z"].tolist()) == ([[1, 2], [1, 2]], [1, 2, 3])
 
 
 # ---------------------------------------------------------------------------------------------------------------- errors

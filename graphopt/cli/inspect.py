@@ -99,7 +99,7 @@ def command(path: Path, top: int, target_names: tuple[str, ...], dims: dict[str,
 
 def _show_targets(support: Sequence[Support]) -> None:
     """How each target cuts the model, a line each."""
-    from graphopt.partitions import NOT_FIXED
+    from graphopt.operators import NOT_FIXED
 
     from .output import console, table
 
