@@ -1,7 +1,10 @@
-"""Tiny models and one assertion, shared by all tests."""
+"""Tiny models, the command line, and one assertion, shared by all tests."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +57,25 @@ def small_cnn(batch: int | str = "N", seed: int = 0, channels: int = 8) -> onnx.
         weights,
     )
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def graphopt(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; ``env`` has more variables for it."""
+    command, variables = [sys.executable, "-m", "graphopt", *map(str, arguments)], {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd, check=False)
+
+
+def installed(folder: Path, module: str, source: str, entry_points: str) -> dict[str, str]:
+    """The environment of a process in which a third party's package of one module is installed."""
+    site = folder / "site"
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{module}.py").write_text(source, encoding="utf-8")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(entry_points, encoding="utf-8")
+    return {**os.environ, "PYTHONPATH": str(site)}
 
 
 def run(model: onnx.ModelProto | ir.Model | Path, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import small_cnn, write
+from helpers import graphopt, installed, small_cnn, write
 
 BENT = '''
 """onnxruntime's CPU provider, bent: outputs are spoilt, nodes seem to run elsewhere, a float model is refused."""
@@ -70,13 +68,7 @@ def cpu(target):
 @pytest.fixture
 def bent(tmp_path: Path) -> dict[str, str]:
     """The environment of a process in which the bent runtime is installed."""
-    site = tmp_path / "site"
-    info = site / "bent-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "bent.py").write_text(BENT, encoding="utf-8")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bent\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[graphopt.runtimes]\nbent = bent:Bent\n", encoding="utf-8")
-    return {**os.environ, "PYTHONPATH": str(site)}
+    return installed(tmp_path, "bent", BENT, "[graphopt.runtimes]\nbent = bent:Bent\n")
 
 
 def target(folder: Path, how: str) -> Path:
@@ -85,15 +77,10 @@ def target(folder: Path, how: str) -> Path:
     return path
 
 
-def graphopt(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-
 def optimize(env: dict[str, str], folder: Path, how: str, *more: object) -> subprocess.CompletedProcess[str]:
     source = write(small_cnn(), folder / "m.onnx")
     choices = ("--target", target(folder, how), "--time-limit", "0.5", "--json", *more)
-    return graphopt(env, "optimize", source, "-o", folder / "out.onnx", *choices)
+    return graphopt("optimize", source, "-o", folder / "out.onnx", *choices, env=env)
 
 
 def test_results_on_another_target_are_compared_with_the_original_on_the_cpu(bent: dict[str, str], tmp_path: Path) -> None:
@@ -118,24 +105,24 @@ def test_a_target_that_is_wrong_in_the_same_way_before_and_after_passes_for_noth
 
 def test_compare_flags_a_target_that_computes_the_first_model_wrongly(bent: dict[str, str], tmp_path: Path) -> None:
     source = write(small_cnn(), tmp_path / "m.onnx")
-    done = graphopt(bent, "compare", source, source, "--target", target(tmp_path, "wrong"), "--json")
+    done = graphopt("compare", source, source, "--target", target(tmp_path, "wrong"), "--json", env=bent)
     assert done.returncode == 5
     [problem] = json.loads(done.stdout)["problems"]
     assert "The target bent computes m.onnx wrongly, by cpu" in problem
-    assert graphopt(bent, "compare", source, source, "--target", target(tmp_path, "right")).returncode == 0
+    assert graphopt("compare", source, source, "--target", target(tmp_path, "right"), env=bent).returncode == 0
 
 
 def test_bench_flags_times_of_wrong_answers_and_nodes_on_other_providers(bent: dict[str, str], tmp_path: Path) -> None:
     source = write(small_cnn(), tmp_path / "m.onnx")
     how = ("bench", source, "--time-limit", "0.2", "--cold-start", "off", "--json", "--target")
-    wrong = graphopt(bent, *how, target(tmp_path, "wrong and leaves one"))
+    wrong = graphopt(*how, target(tmp_path, "wrong and leaves one"), env=bent)
     assert wrong.returncode == 5, wrong.stderr
     [row] = json.loads(wrong.stdout)
     assert (row["agrees"], row["left_behind"]) == (False, 1)
     assert any("computes m.onnx wrongly" in warning for warning in row["warnings"])
     assert any("conv2 (Conv, on CPUExecutionProvider)" in warning for warning in row["warnings"])
-    assert graphopt(bent, *how, target(tmp_path, "leaves one"), "--strict-provider").returncode == 6
-    right = graphopt(bent, *how, target(tmp_path, "right"))
+    assert graphopt(*how, target(tmp_path, "leaves one"), "--strict-provider", env=bent).returncode == 6
+    right = graphopt(*how, target(tmp_path, "right"), env=bent)
     assert (right.returncode, json.loads(right.stdout)[0]["agrees"]) == (0, True)
 
 
@@ -144,11 +131,11 @@ def test_a_baseline_is_not_compared_with_nodes_on_other_providers_when_that_is_r
 ) -> None:
     source, stored = write(small_cnn(), tmp_path / "m.onnx"), tmp_path / "baseline.json"
     how = ("bench", source, "--target", target(tmp_path, "leaves one"), "--time-limit", "0.2", "--cold-start", "off")
-    assert graphopt(bent, *how, "--save-baseline", stored).returncode == 0
-    refused = graphopt(bent, *how, "--baseline", stored, "--strict-provider")
+    assert graphopt(*how, "--save-baseline", stored, env=bent).returncode == 0
+    refused = graphopt(*how, "--baseline", stored, "--strict-provider", env=bent)
     assert refused.returncode == 6
     assert "conv2 (Conv, on CPUExecutionProvider)" in refused.stderr
-    assert graphopt(bent, *how, "--baseline", stored, "--max-regression", "900%").returncode == 0
+    assert graphopt(*how, "--baseline", stored, "--max-regression", "900%", env=bent).returncode == 0
 
 
 def test_nodes_that_run_elsewhere_are_told_and_an_error_when_asked(bent: dict[str, str], tmp_path: Path) -> None:
@@ -160,9 +147,8 @@ def test_nodes_that_run_elsewhere_are_told_and_an_error_when_asked(bent: dict[st
     refused = optimize(bent, tmp_path, "leaves one", "--strict-provider")
     assert refused.returncode == 6
     assert "conv2 (Conv, on CPUExecutionProvider)" in refused.stderr
-    compared = graphopt(
-        bent, "compare", tmp_path / "m.onnx", tmp_path / "m.onnx", "--strict-provider", "--target", tmp_path / "bent.yaml"
-    )
+    source, chosen = tmp_path / "m.onnx", tmp_path / "bent.yaml"
+    compared = graphopt("compare", source, source, "--strict-provider", "--target", chosen, env=bent)
     assert compared.returncode == 6
 
 

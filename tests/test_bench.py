@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,12 +11,7 @@ import pytest
 
 from graphopt import energy
 
-from helpers import from_text, small_cnn, write
-
-
-def graphopt(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from helpers import from_text, graphopt, small_cnn, write
 
 
 def twice_the_work(model: onnx.ModelProto) -> onnx.ModelProto:

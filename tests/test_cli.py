@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 from graphopt import optimize
 from graphopt.errors import UsageError
 
-from helpers import assert_same_outputs, from_text, run, small_cnn, write
+from helpers import assert_same_outputs, from_text, graphopt, run, small_cnn, write
 
 REDUNDANT = """
 g (float[N, 4] x) => (float[N, 4] y) <float[4] one = {1.0, 1.0, 1.0, 1.0}, float[4] two = {2.0, 2.0, 2.0, 2.0}>
@@ -27,11 +25,6 @@ g (float[N, 4] x) => (float[N, 4] y) <float[4] one = {1.0, 1.0, 1.0, 1.0}, float
     y = Add(a, b)
 }
 """
-
-
-def graphopt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def fails(code: int, *words: str, done: subprocess.CompletedProcess[str]) -> None:
@@ -278,9 +271,7 @@ def test_doctor_detects_two_distributions_that_provide_the_same_module(tmp_path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.0\n", encoding="utf-8")
     (info / "top_level.txt").write_text("onnxruntime\n", encoding="utf-8")
-    command = [sys.executable, "-m", "graphopt", "doctor", "--json"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    done = graphopt("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 6
     [clash] = [row for row in json.loads(done.stdout) if "both provide" in row["found"]]
     assert "onnxruntime and onnxruntime-gpu" in clash["found"]
@@ -290,9 +281,7 @@ def test_doctor_detects_two_distributions_that_provide_the_same_module(tmp_path:
 def test_without_onnxruntime_the_extra_is_named(redundant: Path, tmp_path: Path) -> None:
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "onnxruntime.py").write_text("raise ImportError('hidden')\n", encoding="utf-8")
-    command = [sys.executable, "-m", "graphopt", "optimize", str(redundant)]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}
-    fails(6, "graphopt[cpu]", done=subprocess.run(command, capture_output=True, text=True, env=env, check=False))
+    fails(6, "graphopt[cpu]", done=graphopt("optimize", redundant, env={"PYTHONPATH": str(tmp_path / "hide")}))
 
 
 def test_optimize_knows_the_macs_of_dynamic_shapes_from_its_data_and_says_what_else_there_is(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from graphopt import targets
 from graphopt.contracts import Session, SessionOptions
 from graphopt.errors import DataError, MissingError, ModelError
 
-from helpers import from_text, small_cnn, write
+from helpers import from_text, graphopt, small_cnn, write
 from quantizing import quantize
 
 TARGET = targets.load("openvino-cpu")
@@ -142,9 +142,8 @@ class TestInstalled:
 
     def test_optimize_compares_with_onnxruntime_and_says_so(self, path: Path, tmp_path: Path) -> None:
         write(small_cnn(), path)
-        command = [sys.executable, "-m", "graphopt", "optimize", str(path), "-o", str(tmp_path / "out.onnx"), "--json"]
-        command += ["--target", "openvino-cpu", "--time-limit", "1", "--strict-provider"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        asked = ("--target", "openvino-cpu", "--time-limit", "1", "--strict-provider")
+        done = graphopt("optimize", path, "-o", tmp_path / "out.onnx", "--json", *asked)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert (report["timing"]["target"], report["timing"]["clock"]) == ("openvino-cpu", "cpu")

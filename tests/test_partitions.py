@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,7 @@ from graphopt.contracts import Partition
 from graphopt.errors import UsageError
 from graphopt.targets import Target
 
-from helpers import from_text, small_cnn, write
-
-
-def graphopt(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from helpers import from_text, graphopt, small_cnn, write
 
 
 def cut(proto: onnx.ModelProto, target: str = "nnapi", **dims: int) -> partitions.Cut:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from helpers import graphopt
+
 FAKE = '''
 """An onnxruntime with the surface that is used, whose providers do what the environment says."""
 import os
@@ -181,9 +183,7 @@ def test_doctor_finds_a_plugin_that_needs_a_newer_onnxruntime(tmp_path: Path) ->
     info.mkdir()
     text = "Metadata-Version: 2.1\nName: onnxruntime-qnn\nVersion: 9.9.9\nRequires-Dist: onnxruntime>=99.1\n"
     (info / "METADATA").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "graphopt", "doctor", "--json"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    done = graphopt("doctor", "--json", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 6
     [found] = [row for row in json.loads(done.stdout) if row["what"] == "onnxruntime-qnn"]
     assert "is too old: 99.1 is needed" in found["found"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from graphopt import targets
 from graphopt.errors import MissingError
 
-from helpers import from_text, small_cnn, write
+from helpers import from_text, graphopt, small_cnn, write
 
 pytestmark = pytest.mark.qnn
 TARGET = targets.load("qnn-htp")
@@ -60,15 +59,13 @@ def test_a_model_with_dynamic_shapes_is_refused_with_the_options_that_fix_them(t
 @pytest.mark.parametrize("size", ["N=1", "x:0=1"])
 def test_inspect_asks_the_provider_how_it_cuts_a_model_that_is_given_sizes(tmp_path: Path, size: str) -> None:
     path = write(small_cnn(), tmp_path / "m.onnx")
-    command = [sys.executable, "-m", "graphopt", "inspect", str(path), "--target", "qnn-htp", "--dim", size, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = graphopt("inspect", path, "--target", "qnn-htp", "--dim", size, "--json")
     (target,) = json.loads(done.stdout)["targets"]
     assert (target["judged_by"], target["partitions"], target["left_behind"]) == ("provider", 1, [])
 
 
 def optimize(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", "optimize", str(path), "-o", "out.onnx", "--target", "qnn-htp", "--json"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return graphopt("optimize", path, "-o", "out.onnx", "--target", "qnn-htp", "--json", *arguments)
 
 
 def test_optimize_checks_on_the_simulator_and_prints_nothing_but_json(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 from graphopt import recipe, registry, targets
 from graphopt.errors import MissingError, UsageError
 
-from helpers import small_cnn, write
+from helpers import graphopt, installed, small_cnn, write
 
 THIRD_PARTY = '''
 import os
@@ -173,18 +172,7 @@ text = json:dumps
 @pytest.fixture
 def third_party(tmp_path: Path) -> dict[str, str]:
     """The environment of a process in which a third party's package is installed."""
-    site = tmp_path / "site"
-    info = site / "third_party-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "third_party.py").write_text(THIRD_PARTY, encoding="utf-8")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS, encoding="utf-8")
-    return {**os.environ, "PYTHONPATH": str(site)}
-
-
-def graphopt(*arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "graphopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return installed(tmp_path, "third_party", THIRD_PARTY, ENTRY_POINTS)
 
 
 def optimize(source: Path, out: Path, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from graphopt import targets
 from graphopt.errors import MissingError, UsageError
 
-from helpers import small_cnn, write
+from helpers import graphopt, small_cnn, write
 
 SHIPPED = [
     *("coreml", "cpu", "cpu-amx", "cpu-any", "cpu-arm64", "cpu-avx2", "cpu-vnni", "cuda", "directml", "mobile", "nnapi"),
@@ -78,7 +76,7 @@ def test_what_stands_in_for_another_processor_is_checked_and_not_timed() -> None
 
 
 def test_the_list_says_of_each_target_whether_it_runs_here_and_why_not() -> None:
-    done = subprocess.run([sys.executable, "-m", "graphopt", "targets"], capture_output=True, text=True, check=False)
+    done = graphopt("targets")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in targets.names())
     assert "nnapi: it is for Android, and this is" in done.stdout
@@ -86,8 +84,7 @@ def test_the_list_says_of_each_target_whether_it_runs_here_and_why_not() -> None
 
 def test_a_provider_that_is_not_installed_is_exit_6_with_the_line_that_installs_it(tmp_path: Path) -> None:
     source = write(small_cnn(), tmp_path / "m.onnx")
-    command = [sys.executable, "-m", "graphopt", "optimize", str(source), "--target", "tensorrt"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = graphopt("optimize", source, "--target", "tensorrt")
     assert done.returncode == 6
     assert "TensorrtExecutionProvider" in done.stderr
     assert "pip install" in done.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from graphopt.passes.fit import RULES, Fit, FitOptions
 from graphopt.targets import Target
 
 from fusing import model
-from helpers import assert_same_outputs, from_text, small_cnn, write
+from helpers import assert_same_outputs, from_text, graphopt, small_cnn, write
 from simplifying import context as plain_context
 
 EVERY_TYPE = ["float32", "float64", "int64", "int32", "bool", "uint8"]
@@ -364,12 +362,11 @@ def test_the_recipe_prepares_a_file_for_a_target_that_is_not_here(tmp_path: Path
         v=normal(6, 3),
     )
     source, out = write(proto, tmp_path / "m.onnx"), tmp_path / "out.onnx"
-    command = [sys.executable, "-m", "graphopt", "optimize", source, "-o", out, "--target", "nnapi", "--recipe", "fit"]
-    command += ["--set", "shapes.fix.N=1", "--json"]
-    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    asked = ("-o", out, "--target", "nnapi", "--recipe", "fit", "--set", "shapes.fix.N=1", "--json")
+    refused = graphopt("optimize", source, *asked)
     assert refused.returncode == 6
     assert "--timing off" in refused.stderr
-    done = subprocess.run([*map(str, command), "--timing", "off"], capture_output=True, text=True, check=False)
+    done = graphopt("optimize", source, *asked, "--timing", "off")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert "2 partitions became 1 partition" not in report["verdict"]

@@ -55,6 +55,21 @@ def equalized(
     return result, changes, before, after
 
 
+def assert_rescales(proto: onnx.ModelProto, classes: int) -> onnx.ModelProto:
+    """The model with this many classes of channels rescaled, which leaves the function as it is."""
+    hard, found = rescaled(proto)
+    assert found == classes
+    assert_same_outputs(proto, hard, {"x": X})
+    return hard
+
+
+def assert_restored(proto: onnx.ModelProto, hard: onnx.ModelProto, gain: float) -> None:
+    """Equalization keeps the function of a rescaled model, and quantized outputs gain by it, dB."""
+    result, _, before, after = equalized(hard)
+    assert_same_outputs(proto, result, {"x": X})
+    assert after > before + gain
+
+
 def is_same(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
     """Whether the nodes and the weights are the same, whatever the files say of names and types."""
     nodes = [[(node.op_type, [*node.input]) for node in proto.graph.node] for proto in (a, b)]
@@ -131,12 +146,7 @@ def test_a_residual_sum_scales_all_its_branches_together() -> None:
     np.testing.assert_array_equal(values["a"], values["b"])
     np.testing.assert_array_equal(values["a"], values["r"])
     assert len(set(values["a"])) == 6
-    hard, classes = rescaled(proto)
-    assert classes == 6
-    assert_same_outputs(proto, hard, {"x": X})
-    result, _, before, after = equalized(hard)
-    assert_same_outputs(proto, result, {"x": X})
-    assert after > before + 6
+    assert_restored(proto, assert_rescales(proto, classes=6), gain=6)
 
 
 def test_concat_and_split_keep_the_scales_of_their_parts() -> None:
@@ -147,12 +157,7 @@ def test_concat_and_split_keep_the_scales_of_their_parts() -> None:
         v=normal(6, 4, 1, 1, seed=2),
         u=normal(3, 11, 1, 1, seed=3),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 5  # of 10 channels, as p and q are added
-    assert_same_outputs(proto, hard, {"x": X})
-    result, _, before, after = equalized(hard)
-    assert_same_outputs(proto, result, {"x": X})
-    assert after > before
+    assert_restored(proto, assert_rescales(proto, classes=5), gain=0)  # of 10 channels, as p and q are added
 
 
 def test_a_depthwise_conv_has_other_scales_before_and_behind_it() -> None:
@@ -162,12 +167,7 @@ def test_a_depthwise_conv_has_other_scales_before_and_behind_it() -> None:
         v=normal(6, 1, 3, 3, seed=2),
         u=normal(3, 6, 1, 1, seed=3),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 12
-    assert_same_outputs(proto, hard, {"x": X})
-    result, _, before, after = equalized(hard)
-    assert_same_outputs(proto, result, {"x": X})
-    assert after > before + 6
+    assert_restored(proto, assert_rescales(proto, classes=12), gain=6)
 
 
 def test_a_channel_shuffle_and_a_grouped_conv_keep_the_function() -> None:
@@ -179,9 +179,7 @@ def test_a_channel_shuffle_and_a_grouped_conv_keep_the_function() -> None:
         v=normal(6, 2, 1, 1, seed=2),
         u=normal(3, 6, 1, 1, seed=3),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 12
-    assert_same_outputs(proto, hard, {"x": X})
+    assert_rescales(proto, classes=12)
 
 
 def test_a_flattened_map_shares_the_scale_of_its_channel() -> None:
@@ -192,9 +190,7 @@ def test_a_flattened_map_shares_the_scale_of_its_channel() -> None:
         v=normal(6 * 64, 5, seed=2),
         c=normal(5, seed=3),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 6
-    assert_same_outputs(proto, hard, {"x": X})
+    assert_rescales(proto, classes=6)
 
 
 def test_a_gate_keeps_its_scale_and_what_it_gates_need_not() -> None:
@@ -204,9 +200,7 @@ def test_a_gate_keeps_its_scale_and_what_it_gates_need_not() -> None:
         v=normal(6, 6, 1, 1, seed=2),
         u=normal(3, 6, 1, 1, seed=3),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 6
-    assert_same_outputs(proto, hard, {"x": X})
+    assert_rescales(proto, classes=6)
 
 
 def test_batch_norm_takes_one_scale_and_gives_another() -> None:
@@ -219,9 +213,7 @@ def test_batch_norm_takes_one_scale_and_gives_another() -> None:
         var=np.abs(normal(6, seed=5)) + 0.1,
         u=normal(3, 6, 1, 1, seed=6),
     )
-    hard, classes = rescaled(proto)
-    assert classes == 12
-    assert_same_outputs(proto, hard, {"x": X})
+    assert_rescales(proto, classes=12)
 
 
 def test_a_weight_that_a_caller_may_replace_or_another_node_reads_is_left_alone() -> None:
