@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graphopt import model as models
 from graphopt.passes.quantize import scaling
+from graphopt.passes.quantize.scales import FIXED
 
 OCTAVES = 4.0
 
@@ -27,7 +28,7 @@ def rescale(model: ir.Model, seed: int = 0) -> int:
     found = (
         np.unique(np.concatenate([analysis.roots(ids).reshape(-1) for ids in classes])) if classes else np.zeros(0, np.int64)
     )
-    found = found[found != scaling.FIXED]
+    found = found[found != FIXED]
     scales = np.ones(analysis.count)
     scales[found] = 2.0 ** np.random.default_rng(seed).uniform(-OCTAVES, OCTAVES, len(found))
     scaling.apply(model, analysis, scales)

@@ -32,7 +32,7 @@ from graphopt.observe import ChannelMean, ChannelRange, Observer, observable
 from graphopt.targets import Quantization
 
 from . import fake, scaling, scheme
-from .scaling import Factor, Scaling
+from .scales import FIXED, Factor, Scaling
 
 ALPHAS = (0.25, 0.5, 0.75)
 """Not 1: where every channel fills the range of its tensor, what calibration did not see is cut off in every channel."""
@@ -244,7 +244,7 @@ def _read_power(analysis: Scaling, columns: Sequence[Factor]) -> Array:
         assert tensor is not None
         squares = tensor.numpy().astype(np.float64) ** 2
         np.add.at(power, np.broadcast_to(analysis.roots(factor.ids), squares.shape).reshape(-1), squares.reshape(-1))
-    power[scaling.FIXED] = 0.0
+    power[FIXED] = 0.0
     return np.where(power > 0, power, 1.0)
 
 
@@ -258,7 +258,7 @@ def _connected(readers: Sequence[Reader], made: set[int]) -> list[Group]:
     """Readers that share a class, directly or through others, are in one group."""
     groups: list[tuple[set[int], list[Reader]]] = []
     for reader in readers:
-        classes = {*reader.channels.tolist()} - {scaling.FIXED}
+        classes = {*reader.channels.tolist()} - {FIXED}
         touched = [group for group in groups if group[0] & classes]
         merged = (classes.union(*(group[0] for group in touched)), [r for group in touched for r in group[1]] + [reader])
         position = groups.index(touched[0]) if touched else len(groups)

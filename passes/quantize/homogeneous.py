@@ -12,7 +12,6 @@ ids of the node's outputs, first ones first; those it leaves out have the scale 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +19,9 @@ import onnx_ir as ir
 from graphopt.contracts import Array
 from graphopt.graphs import constant
 
-if TYPE_CHECKING:
-    from .scaling import Scaling
+from .scales import Scaling
 
-Rule: TypeAlias = "Callable[[Scaling, ir.Node], list[Array]]"
+Rule = Callable[[Scaling, ir.Node], list[Array]]
 
 
 def rule_of(node: ir.Node) -> Rule | None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.contracts import Change
-from graphopt.passes.quantize import Equalize, Smooth, scaling
+from graphopt.passes.quantize import Equalize, Smooth, scales, scaling
 from graphopt.passes.quantize.balance import find
 from graphopt.passes.quantize.fake import decibels, noise
 
@@ -33,10 +33,10 @@ def rescaled(proto: onnx.ModelProto, seed: int = 0) -> tuple[onnx.ModelProto, in
     loaded = ir.from_proto(proto)
     analysis = scaling.analyse(loaded)
     made = np.unique(np.concatenate([analysis.roots(f.ids).reshape(-1) for f in analysis.factors] or [np.zeros(1, int)]))
-    classes = made[made != scaling.FIXED]
-    scales = np.ones(analysis.count)
-    scales[classes] = spread(len(classes), seed)
-    scaling.apply(loaded, analysis, scales)
+    classes = made[made != scales.FIXED]
+    chosen = np.ones(analysis.count)
+    chosen[classes] = spread(len(classes), seed)
+    scaling.apply(loaded, analysis, chosen)
     return ir.to_proto(loaded), len(classes)
 
 
@@ -311,7 +311,7 @@ def test_groups_are_named_by_what_is_read() -> None:
 
 
 def test_classes_are_the_same_when_they_are_looked_up_as_when_they_are_searched() -> None:
-    analysis = scaling.Scaling(ir.from_proto(model("y = Relu(x)")), lambda _node: False)
+    analysis = scales.Scaling(ir.from_proto(model("y = Relu(x)")))
     ids = analysis.fresh(8)
     analysis.unify([ids[:3], ids[5:]])
     analysis.fix(ids[3:4])
