@@ -9,9 +9,10 @@ For weights W' in W's place the output's squared error over the data is trace((W
 another input X' (of a model that is compressed so far) solve W' G' = W C, with G' = X'^T X' and C = X^T X' (``CrossGram`` over
 both models, ``collect_pair``).
 
-Sums are float64. With ``rows`` only so many of a sample's positions are taken: every s-th from a random start, each counting as
-s, so that the expected G is the whole one. Patches are made some megabytes at a time. A result takes 8 group k^2 bytes (170 MB
-for 512 channels and a 3x3 kernel), so ask for the layers of a large model one after another.
+Sums are float64. With ``rows`` only so many of a sample's positions are taken: every s-th from a random start, the same one for
+all samples of a run, each counting as s, so that the expected G is the whole one. Patches are made some megabytes at a time. A
+result takes 8 group k^2 bytes (170 MB for 512 channels and a 3x3 kernel), so ask for the layers of a large model one after
+another.
 """
 
 from __future__ import annotations
@@ -128,8 +129,7 @@ def rows(values: Array, asked: Patches | None, limit: int) -> Array:
     """[group, rows, k]: the rows of a value whose first axis counts samples; about ``limit`` of them, evenly spread."""
     reader = _reader(Seen(values, len(values)), asked)
     samples, positions = reader.shape[:2]
-    every = step(positions, -(-limit // samples))
-    return np.concatenate([reader.take(sample, np.arange(0, positions, every)) for sample in range(samples)], axis=1)
+    return reader.take(np.arange(0, positions, step(positions, -(-limit // samples))))
 
 
 class _Gram:
@@ -161,15 +161,14 @@ class PairCollector:
         assert readers[0].shape[:2] == readers[1].shape[:2], "the two values do not have the same rows"
         samples, positions = readers[0].shape[:2]
         every = step(positions, self.asked.rows or positions)
-        for sample in range(samples):
-            start = int(self.random.integers(every)) if every > 1 else 0
-            for part in _chunks(np.arange(start, positions, every), max(reader.shape[2] for reader in readers)):
-                x = readers[0].take(sample, part)
-                other = x if first is second else readers[1].take(sample, part)
-                self.products = self.products + every * np.matmul(x.swapaxes(1, 2), other).astype(np.float64)
-                self.first = self.first + every * x.sum(axis=1, dtype=np.float64)
-                self.second = self.second + every * other.sum(axis=1, dtype=np.float64)
-                self.count += every * len(part)
+        start = int(self.random.integers(every)) if every > 1 else 0
+        for part in _chunks(np.arange(start, positions, every), samples * max(reader.shape[2] for reader in readers)):
+            x = readers[0].take(part)
+            other = x if first is second else readers[1].take(part)
+            self.products = self.products + every * np.matmul(x.swapaxes(1, 2), other).astype(np.float64)
+            self.first = self.first + every * x.sum(axis=1, dtype=np.float64)
+            self.second = self.second + every * other.sum(axis=1, dtype=np.float64)
+            self.count += every * samples * len(part)
 
     def result(self) -> CrossGrams:
         """What all runs showed."""
@@ -181,10 +180,10 @@ class PairCollector:
 
 @dataclass(frozen=True)
 class _Reader:
-    """``shape``: samples, positions, elements of a position; ``take(sample, positions)`` gives rows [group, positions, k]."""
+    """``shape``: samples, positions, elements of a position; ``take(positions)`` gives rows [group, samples positions, k]."""
 
     shape: tuple[int, int, int]
-    take: Callable[[int, Array], Array]
+    take: Callable[[Array], Array]
 
 
 def _reader(seen: Seen, asked: Patches | None) -> _Reader:
@@ -193,7 +192,7 @@ def _reader(seen: Seen, asked: Patches | None) -> _Reader:
 
 def _dense(seen: Seen) -> _Reader:
     rows = seen.rows.reshape(len(seen.rows), -1, seen.values.shape[-1])
-    return _Reader(rows.shape, lambda sample, positions: rows[sample, positions][np.newaxis])
+    return _Reader(rows.shape, lambda positions: rows[:, positions].reshape(1, -1, rows.shape[2]))
 
 
 def _conv(values: Array, asked: Patches) -> _Reader:
@@ -204,17 +203,17 @@ def _conv(values: Array, asked: Patches) -> _Reader:
         (size + sum(pad) - extent) // stride + 1
         for size, pad, extent, stride in zip(spatial, around, extents, asked.strides, strict=True)
     ]
-    axes = tuple(range(1, 1 + len(spatial)))
-    steps = (slice(None), *(slice(None, None, every) for every in (*asked.strides, *asked.dilations)))
+    padded = np.pad(values, [(0, 0), (0, 0), *around]) if any(map(any, around)) else values
+    axes = tuple(range(2, 2 + len(spatial)))
+    steps = (slice(None), slice(None), *(slice(None, None, every) for every in (*asked.strides, *asked.dilations)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(extents), axis=axes)[steps]
     width = math.prod(asked.kernel)
 
-    def take(sample: int, positions: Array) -> Array:
-        padded = np.pad(values[sample], [(0, 0), *around])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(extents), axis=axes)[steps]
-        places: tuple[Any, ...] = (slice(None), *np.unravel_index(positions, out))
-        found: Array = windows[places]  # [channels, positions, *kernel]
-        grouped = found.reshape(asked.group, channels // asked.group, len(positions), width)
-        return grouped.transpose(0, 2, 1, 3).reshape(asked.group, len(positions), -1)
+    def take(positions: Array) -> Array:
+        places: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(positions, out))
+        found: Array = windows[places]  # [samples, channels, positions, *kernel]
+        grouped = found.reshape(samples, asked.group, channels // asked.group, len(positions), width)
+        return grouped.transpose(1, 0, 3, 2, 4).reshape(asked.group, samples * len(positions), -1)
 
     return _Reader((samples, math.prod(out), channels * width), take)
 
