@@ -4,7 +4,8 @@
 first one that holds the budget is the one that gives most.
 
 ``frontier``: many settings a site, each graded by what it saves and what it does to the outputs. Plans from harsh to gentle
-along the convex hull (Shoham and Gersho 1988): none saves more for the damage that it does.
+along the convex hull (Shoham and Gersho 1988): none saves more for the damage that it does. ``harshest_within`` finds how many
+of their steps a budget allows, in few tries: each may be a model whose layers are fitted.
 
 ``fastest``, ``within_budget``: each site changed or left alone. What pays by the clock first (``payoff.py``); then, if that
 costs too much accuracy, the sites that do most damage for the time that they save go back, by a price on damage that is
@@ -33,6 +34,18 @@ _PRICES = 200
 """Prices on damage, from one that takes hardly a site back to one that takes all."""
 COARSE = 8
 """Plans, from harsh to gentle, that are evaluated before the last step between two of them is bisected."""
+WORTH = 1.02
+"""The least speed-up over the model before for which accuracy is spent under the goal of latency: less may be noise."""
+_FIRST_DAMAGE = 0.05
+"""Summed noise-to-signal ratio of the outputs that is tried first."""
+_FACTOR = 3.0
+"""How much more, or less, is tried next."""
+_PROBES = 5
+"""Tries at most."""
+_NEAR = 0.8
+"""Of the budget: what spends so much and holds it is harsh enough."""
+_LEAST_DAMAGE = 1e-6
+"""Stands for none."""
 _NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
@@ -122,10 +135,14 @@ def spared(
 def steps(
     sites: Sequence[Site], grades: Mapping[tuple[Site, Setting], Grade], worth: Callable[[Grade], float]
 ) -> list[tuple[float, Site, Setting]]:
-    """The settings on each site's convex hull of (damage, worth), those first that give most for the damage that they add."""
+    """The settings on each site's convex hull of (damage, worth), those first that give most for the damage that they add.
+
+    Infinite damage is never done.
+    """
     found: list[tuple[float, Site, Setting]] = []
     for site in sites:
-        graded = [(max(grades[site, s].damage, 0.0), worth(grades[site, s]), s) for s in site.settings]
+        offered = [s for s in site.settings if grades[site, s].damage < math.inf]
+        graded = [(max(grades[site, s].damage, 0.0), worth(grades[site, s]), s) for s in offered]
         found += [(slope, site, setting) for slope, setting in _hull(graded)]
     return sorted(found, key=lambda step: -step[0])  # stable: a site's own steps stay in order
 
@@ -158,6 +175,58 @@ def first(count: int, holds: Callable[[int], bool], coarse: int = 1) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+def least_that_pays(saved: Sequence[float], whole: float, pays: Callable[[int], bool]) -> int:
+    """The least number of steps that makes a model faster by the clock; 0 if no number that was tried does.
+
+    Args:
+        saved: What the sites' own times promise of the first step, the first two, ...: where to begin, and no more.
+        whole: The model's time, in the same unit.
+        pays: Times the model after so many steps.
+    """
+    count = len(saved)
+    promised = 1 + first(count, lambda index: saved[index] >= whole * (1 - 1 / WORTH))
+    if promised > count:
+        return 0
+    if pays(promised):
+        return promised
+    if promised == count or not pays(count):
+        return 0
+    return promised + 1 + first(count - promised - 1, lambda index: pays(promised + 1 + index))
+
+
+def harshest_within(damage: Sequence[float], spent: Callable[[int], float], least: int = 0) -> int:
+    """How many steps a budget allows; 0 if none of the numbers that were tried does.
+
+    Looked for by the damage that the steps do alone: tripled, or divided by three, until the budget lies between two numbers
+    of steps, and halved between them, as a factor.
+
+    Args:
+        damage: Of all steps up to the first, the second, ...; it rises.
+        spent: The part of the budget that so many steps spend.
+        least: Fewer are of no use. They are tried first where they do much damage: what cannot be had is told after one try.
+    """
+    low, high, at, tried = max(least - 1, 0), len(damage) + 1, _FIRST_DAMAGE, 0
+    if least and _FACTOR * damage[least - 1] > at:
+        if spent(least) > 1:
+            return 0
+        low, at = least, _FACTOR * damage[least - 1]
+    while tried < _PROBES and low + 1 < high:
+        count = min(max(int(np.searchsorted(damage, at, side="right")), low + 1), high - 1)
+        part = spent(count)
+        if part <= 1:
+            low = count
+        else:
+            high = count
+        if _NEAR <= part <= 1:
+            break
+        if low >= max(least, 1) and high <= len(damage):
+            at = math.sqrt(max(damage[low - 1], _LEAST_DAMAGE) * damage[high - 1])
+        else:
+            at = _FACTOR * max(at, damage[low - 1]) if high > len(damage) else at / _FACTOR
+        tried += 1
+    return low if low >= least else 0
 
 
 @dataclass(frozen=True)

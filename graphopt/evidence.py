@@ -140,25 +140,21 @@ class Evidence:
             return str(error)
         return f"the outputs changed: {'; '.join(problems)}" if problems else None
 
-    def over_budget(self, candidate: Path, share: float = 1.0) -> str | None:
-        """Why a lossy candidate costs more than this share of the budget on all samples; None when it does not."""
+    def spent(self, candidate: Path, share: float = 1.0) -> tuple[float, str | None]:
+        """The part of a share of the budget that a candidate spends on all samples, and why that is too much, if it is.
+
+        Infinite where it cannot be run or compared.
+        """
         try:
             found, _ = self._on_all(candidate)
         except Unusable as error:
-            return str(error)
-        return self._over_budget(found, share)
-
-    def spent(self, candidate: Path) -> float:
-        """The part of the budget that a candidate spends on all samples; infinite where it cannot be run or compared."""
-        try:
-            found, _ = self._on_all(candidate)
-        except Unusable:
-            return math.inf
-        if self._over_budget(found) is None and (found.metric is None or not self.max_drop):
-            return 0.0
-        if found.mismatches or not self.max_drop or not found.metric:
-            return math.inf
-        return round(found.metric.drop / self.max_drop, 9)  # what is the whole budget to the last bit is not more
+            return math.inf, str(error)
+        problem, allowed = self._over_budget(found, share), share * (self.max_drop or 0.0)
+        if problem is None and (found.metric is None or not allowed):
+            return 0.0, None
+        if found.mismatches or not allowed or not found.metric:
+            return math.inf, problem
+        return round(found.metric.drop / allowed, 9), problem  # what is the whole budget to the last bit is not more
 
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""
@@ -205,14 +201,18 @@ class Evidence:
             return None
         return f"{found.metric.name} falls by {found.metric.drop:.4g}, more than {share * self.max_drop:.3g}"
 
-    def speedup(self, before: Path, candidate: Path) -> float:
-        """How many times as fast as ``before`` the candidate is, by the clock, in a share of the time limit."""
+    def speedup(self, before: Path, candidate: Path, bound: float | None = None) -> float:
+        """How many times as fast as ``before`` the candidate is, by the clock, in a share of the time limit.
+
+        ``bound``: timing may end when it is clear on which side of this the speed-up lies.
+        """
         feed = next(iter(self.data.first(1).batches())).feed
         measured = timing.compare(
             lambda: self.open(before),
             lambda: self.open(candidate),
             feed,
             limit_seconds=self.time_limit / _SHARE,
+            bound=bound,
             rng=np.random.default_rng(self.seed),
             progress=Silent(),
         )

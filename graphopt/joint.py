@@ -14,7 +14,6 @@ then on a model's times are those that it has after them. Then, each judged end 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,18 +32,10 @@ if TYPE_CHECKING:
     from .report.schema import PassRow
     from .run import Run
 
-_FIRST = 0.05
-"""Damage, the noise-to-signal ratio of the outputs, that is tried first."""
-_FACTOR = 3.0
-"""How much more, or less, is tried next."""
-_LEAST = 1e-6
-"""Damage that stands for none."""
-_PROBES = 5
-"""Numbers of steps that are tried at most."""
+_FEWER = 3.0
+"""How many times less damage is tried where one split alone held the budget."""
 _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
-_NEAR = 0.8
-"""Of the budget: what spends so much and holds it is harsh enough."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
@@ -187,33 +178,20 @@ class Joint:
     # ------------------------------------------------------------------------------------------------------------- splits
 
     def _within_budget(self, order: Sequence[Bought]) -> Iterator[_Head]:
-        """Yield the graded passes with as many steps taken as the budget allows, then, if asked for more, with fewer.
-
-        Looked for by the sum of the damage that the steps do alone: tripled, or divided by three, until the budget lies between
-        two, and halved between them, as a factor.
-        """
-        damage = sums(order)
-        low, high = 0, len(order) + 1
-        at, found = _FIRST, list[_Head]()
+        """Yield the graded passes with as many steps taken as the budget allows, then, if asked for more, with fewer."""
+        damage, found = sums(order), list[_Head]()
         with self.run.progress.stage("choosing how much of each pass") as step:
-            for _ in range(_PROBES):
-                count = int(np.searchsorted(damage, at, side="right"))
-                if not low < count < high:
-                    break
+
+            def spent(count: int) -> float:
                 head = self._head(order[:count])
                 if head.spent <= 1:
-                    low, found = count, [head, *found[:1]]
-                else:
-                    high = count
+                    found[:] = [head, *found[:1]]
                 step(1)
-                if _NEAR <= head.spent <= 1:
-                    break
-                if low and high <= len(order):
-                    at = math.sqrt(max(damage[low - 1], _LEAST) * damage[high - 1])
-                else:
-                    at *= _FACTOR if low else 1 / _FACTOR
+                return head.spent
+
+            most = allocate.harshest_within(damage.tolist(), spent)
         yield from found
-        if len(found) == 1 and (fewer := int(np.searchsorted(damage, damage[low - 1] / _FACTOR, side="right"))):
+        if len(found) == 1 and (fewer := int(np.searchsorted(damage, damage[most - 1] / _FEWER, side="right"))):
             head = self._head(order[:fewer])
             if head.spent <= 1:
                 yield head
@@ -225,7 +203,7 @@ class Joint:
         run.rows += head.rows
         files = [*head.files, *(run.attempt(self.steps[at], self.trial, self._file(at))[1] for at in self.tail)]
         last = run.stages[-1].path
-        if (self.evidence.spent(last) if self.tail else head.spent) > 1:
+        if (self.evidence.spent(last)[0] if self.tail else head.spent) > 1:
             score = 0.0
         elif self._on_the_clock:
             score = self.evidence.speedup(run.job.model, last)
@@ -252,7 +230,7 @@ class Joint:
 
             outcome = self.trial.guarded(rewrite, planned) if wanted[at] else Outcome(True, _NOT_TAKEN)
             files.append(run.record(step, before, outcome, begun)[1])
-        spent = self.evidence.spent(run.stages[-1].path) if taken else 0.0
+        spent = self.evidence.spent(run.stages[-1].path)[0] if taken else 0.0
         return _Head(*self._taken_back(), files, spent)
 
     def _taken_back(self) -> tuple[list[Stage], list[PassRow]]:

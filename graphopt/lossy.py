@@ -8,6 +8,7 @@ for themselves (``per_site``) is built with all of them, and with none; where th
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,6 @@ from .trial import Trial
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 """Operators that turn numbers of one type into another."""
 _SAVED_BY: Mapping[str, allocate.Saving] = {"macs": "macs", "bytes": "bytes", "latency": "milliseconds"}
-_WORTH = 1.02
-"""The least speed-up over the model before for which accuracy is spent under the goal of latency: less may be noise."""
 
 
 def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float = 1.0) -> Outcome:
@@ -42,7 +41,7 @@ def attempt(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context
 
 def _in_rounds(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, context: Context, share: float) -> Outcome:
     """A graded pass: as many rounds as it asks for, each a part of the way further to its goal."""
-    count, stated, timed = rewrite.rounds(), rewrite.remains() is not None, trial.timing and trial.goal == "latency"
+    count, stated = rewrite.rounds(), rewrite.remains() is not None
     stage, last, changes = before, None, []
     for number in range(1, count + 1):
         place = path if number == count else path.with_name(f"round-{number}") / path.name
@@ -61,11 +60,19 @@ def _in_rounds(trial: Trial, rewrite: LossyPass, before: Stage, path: Path, cont
         stage = Stage(graph, outcome.path, model.count_nodes(graph), model.file_bytes(outcome.path), None, True)
     assert last is not None, "no round without an outcome"
     declined = [one for one in last.changes if not one.done]
-    if timed and not rewrite.decided() and trial.evidence is not None:
-        speedup = trial.evidence.speedup(before.path, stage.path)
-        if speedup < _WORTH:
-            return Outcome(False, f"not faster than before: {speedup:.3f}x; {last.why}", declined)
     return replace(last, changes=[*changes, *declined])
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The model with a plan, as it would be kept; it was written and judged."""
+
+    plan: Plan
+    model: ir.Model
+    changes: Sequence[Change]
+    spent: float
+    """The part of the budget."""
+    problem: str | None
 
 
 @dataclass
@@ -120,7 +127,7 @@ class Work:
         changes = self.rewrite.apply(candidate, plan, self.context)
         if (problem := self.trial.write(self.before, candidate, self.path)) is not None:
             return Outcome(False, problem, self.declined)
-        return self._kept(plan, candidate, changes, [])
+        return self._kept(_Built(plan, candidate, changes, 0.0, None))
 
     def times_changed(self, sites: Sequence[Site]) -> list[NodeTime] | None:
         """Time of each node of the model before when these sites are changed; None where the target cannot run that."""
@@ -135,11 +142,11 @@ class Work:
         """Try plans from harsh to gentle; the first that holds the budget is kept."""
         tried: list[str] = []
         for plan in allocate.uniform(self.sites):
-            candidate, changes, problem = self._final(plan)
-            if problem is None:
-                return self._kept(plan, candidate, changes, tried)
+            built = self._final(plan)
+            if built.problem is None:
+                return self._kept(built, tried)
             labels = sorted({setting.label for setting in plan.values()})
-            tried.append(f"{', '.join(labels)}: {problem}")
+            tried.append(f"{', '.join(labels)}: {built.problem}")
         return Outcome(False, f"no setting holds the budget: {'; '.join(tried)}", self.declined)
 
     def graded(self) -> Outcome:
@@ -159,19 +166,26 @@ class Work:
         if remains is None and self.rewrite.decided():  # the user has said how much goes at every site, whether it pays or not
             plans = [allocate.harshest(self.sites), *plans]
         if not plans:
-            return Outcome(True, f"nothing to change: no setting of {len(self.sites)} sites saves {saving}", self.declined)
+            told = self.rewrite.apply(model.clone(self.before.model), {}, replace(self.context, draft=True))
+            why = f"nothing to change: no setting of {len(self.sites)} sites that does bearable damage saves {saving}"
+            return Outcome(True, why, [*told, *self.declined])
         tried: list[str] = []
         with progress.stage("choosing settings") as step:
-            plan = self._in_budget(plans, tried, step) if remains is None else self._at_goal(plans, grades, remains, step)
-        if isinstance(plan, str):
-            return Outcome(False, plan, self.declined)
-        candidate, changes, problem = self._final(plan)
-        if problem is not None:
-            return Outcome(False, problem, self.declined)
+            if remains is None:
+                built = self._in_budget(plans[::-1], grades, tried, step)
+            else:
+                plan = self._at_goal(plans, grades, remains, step)
+                built = plan if isinstance(plan, str) else self._final(plan)
+        if isinstance(built, str):
+            return Outcome(False, built, self.declined)
+        if built.problem is not None:
+            return Outcome(False, built.problem, self.declined)
         left = [
-            Change(site.name, "left alone", self._outdone(site, grades), done=False) for site in self.sites if site not in plan
+            Change(site.name, "left alone", self._outdone(site, grades), done=False)
+            for site in self.sites
+            if site not in built.plan
         ]
-        return self._kept(plan, candidate, [*changes, *left], tried)
+        return self._kept(built, tried, left)
 
     def _outdone(self, site: Site, grades: Mapping[tuple[Site, Setting], Grade]) -> str:
         """Why a site that could be changed is not."""
@@ -182,21 +196,58 @@ class Work:
         does = f"{gentlest.label} would do {grade.damage:.1e} to save {', '.join(saved)}"
         return f"others save more for the damage that they do: {does}"
 
-    def _in_budget(self, plans: Sequence[Plan], tried: list[str], step: Callable[[int], None]) -> Plan | str:
-        """The harshest plan that holds the budget; or why there is none. ``tried`` is told the next harsher one's problem."""
-        problems: dict[int, str | None] = {}
+    def _in_budget(
+        self,
+        plans: Sequence[Plan],
+        grades: Mapping[tuple[Site, Setting], Grade],
+        tried: list[str],
+        step: Callable[[int], None],
+    ) -> _Built | str:
+        """The harshest of these plans, from gentle to harsh, that holds the budget; or why there is none.
 
-        def fits(index: int) -> bool:
-            problems[index] = self._final(plans[index])[2]
+        ``tried`` is told the problem of the next harsher one that was built.
+
+        What is not faster by the clock is not tried: each may be a model whose layers are fitted.
+        """
+        held: dict[int, _Built] = {}
+        problems: dict[int, str] = {}
+
+        def spent(count: int) -> float:
+            built = self._final(plans[count - 1])
+            if built.problem is None:
+                held.clear()
+                held[count] = built
+            else:
+                problems[count] = built.problem
             step(1)
-            return problems[index] is None
+            return built.spent
 
-        chosen = allocate.first(len(plans), fits, allocate.COARSE)
-        if chosen == len(plans):
-            return f"no setting holds the budget; the gentlest: {problems[chosen - 1]}"
-        if problem := problems.get(chosen - 1):
-            tried.append(f"the next harsher choice, of {len(plans[chosen - 1])} sites: {problem}")
-        return plans[chosen]
+        least, everything = 0, len(plans)
+        decided = self.rewrite.decided()
+        if self._timed and not decided and not (least := self._least_that_pays(plans, grades)):
+            return f"not faster than before, in none of {everything} plans for up to {len(plans[-1])} sites"
+        if not (decided and spent(everything) <= 1):  # what the user asks for is tried as it is, whether it pays or not
+            damage = [sum(max(grades[one].damage, 0.0) for one in plan.items()) for plan in plans]
+            allocate.harshest_within(damage, spent, least)
+        if not held:
+            which = "setting that pays" if least else "setting"
+            return f"no {which} holds the budget; the gentlest that was tried: {problems[min(problems)]}"
+        (chosen, built), *_ = held.items()
+        if harsher := [count for count in problems if count > chosen]:
+            tried.append(f"the next harsher choice, of {len(plans[min(harsher) - 1])} sites: {problems[min(harsher)]}")
+        self.trial.write(self.before, built.model, self.path)
+        return built
+
+    def _least_that_pays(self, plans: Sequence[Plan], grades: Mapping[tuple[Site, Setting], Grade]) -> int:
+        whole = sum(kernel.milliseconds for kernel in self.evidence.profile(self.before.path))
+        saved = [sum(grades[one].milliseconds for one in plan.items()) for plan in plans]
+
+        def pays(count: int) -> bool:
+            self._draft(plans[count - 1])
+            return self.evidence.speedup(self.before.path, self.path, allocate.WORTH) >= allocate.WORTH
+
+        with self.context.progress.stage("timing what pays"):
+            return allocate.least_that_pays(saved, whole, pays)
 
     def _at_goal(
         self, plans: Sequence[Plan], grades: Mapping[tuple[Site, Setting], Grade], goal: Remains, step: Callable[[int], None]
@@ -255,39 +306,40 @@ class Work:
         except Unusable as error:
             return Outcome(False, str(error), self.declined)
         left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
-        if choice.speedup is not None and choice.speedup < _WORTH:
+        if choice.speedup is not None and choice.speedup < allocate.WORTH:
             tried = f"at best {choice.speedup:.2f}× as fast, with {len(choice.sites)} of {len(self.sites)} sites"
             why = f"not faster than before wherever it was tried: {tried} (--goal size asks for bytes alone)"
             return Outcome(False, why, [*left, *self.declined])
         plan = allocate.harshest(choice.sites)
-        candidate, changes, problem = self._final(plan)
-        if problem is None:
-            return self._kept(plan, candidate, [*changes, *left], [])
+        built = self._final(plan)
+        if built.problem is None:
+            return self._kept(built, left=left)
         ranking = self._ranking(choice.sites)
         damage = {one.site: one.damage for one in ranking}
         found = allocate.within_budget(choice, estimate, damage, self._over, self.context.progress)
         if found is None:
-            why = f"no choice of sites holds the budget; all {len(plan)} that pay: {problem}"
+            why = f"no choice of sites holds the budget; all {len(plan)} that pay: {built.problem}"
             return Outcome(False, why, [*left, *self.declined], sensitivities=ranking)
-        plan = allocate.harshest(found.sites)
-        candidate, changes, refused = self._final(plan)
-        if refused is not None:
-            return Outcome(False, refused, [*left, *self.declined], sensitivities=ranking)
+        chosen = self._final(allocate.harshest(found.sites))
+        if chosen.problem is not None:
+            return Outcome(False, chosen.problem, [*left, *self.declined], sensitivities=ranking)
         left = [Change(site.name, "left alone", why, done=False) for site, why in found.left.items()]
-        return self._kept(plan, candidate, [*changes, *left], [f"all that pay: {problem}"], ranking)
+        return self._kept(chosen, [f"all that pay: {built.problem}"], left, ranking)
 
     # ----------------------------------------------------------------------------------------------------------- candidates
 
-    def _final(self, plan: Plan) -> tuple[ir.Model, Sequence[Change], str | None]:
-        """The model with the plan, as it would be kept, and what is wrong with it."""
+    def _final(self, plan: Plan) -> _Built:
+        """The model with the plan, as it would be kept, written and judged."""
         candidate = model.clone(self.before.model)
         changes = self.rewrite.apply(candidate, plan, self.context)
         share = self.share if self.rewrite.decided() else self.share * self.context.part
-        problem = self.trial.write(self.before, candidate, self.path) or self.evidence.over_budget(self.path, share)
-        return candidate, changes, problem
+        spent, problem = math.inf, self.trial.write(self.before, candidate, self.path)
+        if problem is None:
+            spent, problem = self.evidence.spent(self.path, share)
+        return _Built(plan, candidate, changes, spent, problem)
 
     def _over(self, chosen: frozenset[Site]) -> str | None:
-        return self._final(allocate.harshest(chosen))[2]
+        return self._final(allocate.harshest(chosen)).problem
 
     def _integers(self, plan: Plan, candidate: ir.Model) -> tuple[str, list[Change]]:
         """How many sites the runtime computes in integers, in words; the planned ones that it does not, and each conversion."""
@@ -308,17 +360,16 @@ class Work:
 
     def _kept(
         self,
-        plan: Plan,
-        candidate: ir.Model,
-        changes: Sequence[Change],
-        tried: Sequence[str],
+        built: _Built,
+        tried: Sequence[str] = (),
+        left: Sequence[Change] = (),
         ranking: Sequence[Sensitivity] = (),
     ) -> Outcome:
-        integers, floating = self._integers(plan, candidate)
-        done = [f"{len(plan)} of {self.offered} sites", *([integers] if integers else []), "within the budget"]
+        integers, floating = self._integers(built.plan, built.model)
+        done = [f"{len(built.plan)} of {self.offered} sites", *([integers] if integers else []), "within the budget"]
         why = "; ".join([", ".join(done), *(f"not {t}" for t in tried)])
-        said = [*changes, *floating, *self.declined]
-        return Outcome(True, why, said, candidate, self.path, ranking, self.rewrite.figures(plan))
+        said = [*built.changes, *left, *floating, *self.declined]
+        return Outcome(True, why, said, built.model, self.path, ranking, self.rewrite.figures(built.plan))
 
     def _draft(self, plan: Plan) -> ir.Model:
         """The model with the plan, written to ``path`` in a form that is good enough to be timed."""

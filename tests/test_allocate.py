@@ -205,6 +205,51 @@ def test_bisection_finds_the_first(count: int, at: int) -> None:
     assert allocate.first(count, lambda index: index >= at, coarse=4) == min(count, at)
 
 
+@given(st.lists(st.floats(1e-6, 3.0), min_size=1, max_size=40), st.data())
+def test_few_tries_find_steps_that_the_budget_allows(added: list[float], data: st.DataObject) -> None:
+    damage = np.cumsum(added).tolist()
+    allowed, least = (data.draw(st.integers(0, len(damage))) for _ in range(2))
+    tried: list[int] = []
+
+    def spent(count: int) -> float:
+        tried.append(count)
+        return 0.5 if count <= allowed else 2.0
+
+    found = allocate.harshest_within(damage, spent, least)
+    assert found == max((count for count in tried if count <= allowed), default=0)
+    assert len({*tried}) == len(tried) <= 6
+    assert all(max(least, 1) <= count <= len(damage) for count in tried)
+
+
+def test_steps_that_do_much_damage_and_do_not_hold_are_given_up_after_one_try() -> None:
+    tried: list[int] = []
+
+    def spent(count: int) -> float:
+        tried.append(count)
+        return 2.0
+
+    assert allocate.harshest_within([0.01, 0.1, 0.2, 0.4], spent, least=2) == 0
+    assert tried == [2]
+
+
+def test_what_nearly_spends_the_budget_is_harsh_enough() -> None:
+    tried: list[int] = []
+
+    def spent(count: int) -> float:
+        tried.append(count)
+        return 0.9
+
+    assert allocate.harshest_within([0.01, 0.04, 0.2], spent) == 2
+    assert tried == [2]
+
+
+def test_a_setting_that_drowns_the_outputs_is_never_taken() -> None:
+    site = Site("a", "MatMul", (Setting("gentle"), Setting("harsh")))
+    gentle, harsh = site.settings
+    grades = {(site, gentle): Grade(0.1, macs=1), (site, harsh): Grade(math.inf, macs=9)}
+    assert allocate.frontier([site], grades, "macs") == [{site: gentle}]
+
+
 def test_a_coarse_look_finds_what_bisection_would_pass_by() -> None:
     """As a metric on few samples is: it holds at 10 to 20 and from 90 on, and fails in the middle."""
     assert allocate.first(100, lambda index: 10 <= index <= 20 or index >= 90, coarse=8) == 10
