@@ -21,7 +21,8 @@ from ranks import energy, moments
 
 from graphopt import model, targets, timing
 from graphopt.contracts import Array, Session, Silent
-from graphopt.passes.factorize.forms import Option, Sizes, factorize
+from graphopt.passes.factorize.factors import factorize
+from graphopt.passes.factorize.forms import Option, Sizes
 from graphopt.passes.factorize.layers import layers
 
 import common
@@ -69,13 +70,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for channels in _PIXELS:
             known = [one for one in judged if one[0].shape[1] == channels]
+            ranks = sorted({_rounded(part * 9 * channels**2 / (2 * channels + 6)) for part in _PARTS}, reverse=True)
+            lost = _lost([*_others(channels), *(Option("cp", (rank,)) for rank in ranks)], channels, known)
             others = [
-                _point(f"{one.kind} {one.ranks[-1]}", _convs(one, channels), _lost(one, channels, known), folder)
-                for one in _others(channels)
+                _point(f"{one.kind} {one.ranks[-1]}", _convs(one, channels), lost[one], folder) for one in _others(channels)
             ]
-            for rank in sorted({_rounded(part * 9 * channels**2 / (2 * channels + 6)) for part in _PARTS}, reverse=True):
+            for rank in ranks:
                 option = Option("cp", (rank,))
-                found = _point(f"{rank}", _convs(option, channels), _lost(option, channels, known), folder)
+                found = _point(f"{rank}", _convs(option, channels), lost[option], folder)
                 best = min((one for one in others if one.speed >= found.speed), key=lambda one: one.lost, default=None)
                 better += best is None or found.lost < best.lost
                 rows.append((channels, *found.told, *(best.told if best else ("none", "", ""))))
@@ -118,13 +120,16 @@ def _convs(option: Option, channels: int) -> list[_Conv]:
     return [(channels, r, (1, 1), 1), (r, r, (3, 3), 1), (r, channels, (1, 1), 1)]
 
 
-def _lost(option: Option, channels: int, known: Sequence[tuple[Array, Array, Array]]) -> float:
-    """What a form loses, in the mean."""
-    sizes, found = Sizes(1, channels, channels, (3, 3), (1, 1)), []
-    for m, gram, other in known:
-        made = factorize(m[np.newaxis], gram[np.newaxis], sizes, [option]).product(option)[0]
-        found.append(energy(m - made, other) / energy(m, other))
-    return float(np.mean(found))
+def _lost(offered: Sequence[Option], channels: int, known: Sequence[tuple[Array, Array, Array]]) -> dict[Option, float]:
+    """What each form loses, in the mean."""
+    sizes = Sizes(1, channels, channels, (3, 3), (1, 1))
+    made = [factorize(m[np.newaxis], gram[np.newaxis], sizes, offered) for m, gram, _ in known]
+
+    def lost(option: Option) -> float:
+        left = [(m - one.product(option)[0], m, other) for one, (m, _, other) in zip(made, known, strict=True)]
+        return float(np.mean([energy(error, other) / energy(m, other) for error, m, other in left]))
+
+    return {option: lost(option) for option in offered}
 
 
 def _point(label: str, form: Sequence[_Conv], lost: float, folder: str) -> Point:

@@ -5,7 +5,9 @@ vbmf        how many components of a weight are more than noise
 moments     of what the layers read, on data
 decompose   the best two factors for the inputs that a layer has
 cp          factors that have no closed form, on data
-forms       how a weight can be split, what each form costs, its factors
+forms       how a weight can be split, what each form costs
+factors     the best ones for each form and rank
+clock       what each form and rank saves when measured
 write       the factors as operators
 factorize   the pass
 """

@@ -8,8 +8,9 @@ are the other eigenvalues. Where n > k the smaller problem is S S^T = U D U^T wi
 
     V = S^T U D^-1/2,      A = M V D^1/2 = M S^T U,   B = D^-1 U^T S
 
-G = 1 is the plain singular value decomposition. This is what is elsewhere called whitening (Wang et al., SVD-LLM, 2024;
-Liebenwein et al., ALDS, 2021). A ridge on G, relative to its diagonal, keeps M where the data say nothing.
+G = 1 is the plain singular value decomposition; of an embedding G is diagonal, how often each row is looked up. This is what is
+elsewhere called whitening (Wang et al., SVD-LLM, 2024; Liebenwein et al., ALDS, 2021). A ridge on G, relative to its diagonal,
+keeps M where the data say nothing.
 
 Of large matrices the components are found by a random projection and power iterations (Halko, Martinsson and Tropp 2011,
 algorithm 4.4), in float32: squares of singular values below 1e-7 of the largest are then noise, far below what truncation
@@ -69,7 +70,7 @@ def decompose(matrix: Array, gram: Array | None = None, rank: int | None = None)
 
     Args:
         matrix: The weight, so that the layer gives x @ matrix.
-        gram: Positive semidefinite; singular is fine.
+        gram: Positive semidefinite; singular is fine. [k]: its diagonal, the rest being zero.
         rank: The largest rank that is of interest; None: all.
 
     Returns:
@@ -104,15 +105,16 @@ def decompose(matrix: Array, gram: Array | None = None, rank: int | None = None)
 
 def _weighted(gram: Array | None, k: int) -> Callable[[Array], Iterator[tuple[slice, Array]]]:
     """Y -> G y, some rows at a time, with G of mean diagonal 1 and its ridge; None: the unit matrix."""
-    scale = 0.0 if gram is None else float(np.trace(gram)) / k
+    scale = 0.0 if gram is None else float((gram if gram.ndim == 1 else np.diagonal(gram)).mean())
 
     def act(y: Array) -> Iterator[tuple[slice, Array]]:
         for start in range(0, k, _ROWS):
             rows = slice(start, start + _ROWS)
             if gram is None or scale <= 0:
                 yield rows, y[rows]
-            else:
-                yield rows, (gram[rows] / scale).astype(y.dtype) @ y + y.dtype.type(RIDGE) * y[rows]
+                continue
+            part = (gram[rows] / scale).astype(y.dtype)
+            yield rows, (part[:, np.newaxis] * y[rows] if gram.ndim == 1 else part @ y) + y.dtype.type(RIDGE) * y[rows]
 
     return act
 

@@ -5,9 +5,8 @@
     the layers behind them, are fitted one after the other to what the original gave (``graphopt.reconstruct``)
 
 What a rank costs is the part of the layer's output energy that it loses, times what such a loss does to the model's outputs:
-measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and measured (milliseconds:
-the whole model is profiled twice for each form, at a rank in the middle and at the smallest, and a layer's other ranks are on
-the line through both: two small operators have a price that no rank takes away).
+measured for each layer alone at one rank. What it saves is counted (multiply-accumulates, bytes) and
+measured (``clock``), before anything is decomposed.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from graphopt.contracts import (
     Need,
     PassOptions,
     Plan,
+    Remains,
     Session,
     Setting,
     Site,
@@ -43,13 +43,16 @@ from graphopt.model.weights import weight_bytes
 from graphopt.reconstruct import affected, refit
 
 from . import switch, vbmf
-from .clock import milliseconds
-from .forms import Factored, Option, Sizes, factorize, options
+from .clock import saved_milliseconds
+from .factors import Factored, factorize
+from .forms import Option, Sizes, option_of, options
 from .layers import Layer, layers
 from .moments import Moments, moments, packs
 from .write import Names, write
 
 _SAMPLES = 1000
+_USELESS = 0.5
+"""Noise-to-signal ratio of an output that a layer alone may cause; what loses more is not taken unless a goal is stated."""
 _GRADED_ON = 32
 """Samples on which the damage of each layer is measured at most."""
 _GRADED_BYTES = 2 << 30
@@ -137,28 +140,36 @@ class Factorize(LossyPass):
         return [self._enough(site, known) if site.settings else site for site in found]
 
     def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
-        """What each form and rank saves and costs, layer by layer."""
-        known = self._analysed(model, sites, context)
+        """What each form and rank saves and costs, layer by layer.
+
+        Times come first: where time alone is to be saved, layers that no form makes faster are not looked at any further.
+        """
         by_name = {layer.name: layer for layer in layers(model)}
         dims = {} if context.data is None else cost.dims_as_fed(model, context.data)
         macs = cost.node_macs(model, dims)
-        damage = self._damage(model, sites, context)
-        times = self._milliseconds(model, sites, context)
+        times = saved_milliseconds(model, sites, context)
+        slower = {site for site in sites if times and max(times[site, setting] for setting in site.settings) <= 0}
+        clock = context.goal == "latency" and (self.remains() or Remains("latency", 1.0)).of == "latency"
+        asked = [site for site in sites if not clock or site not in slower]
+        known = self._analysed(model, asked, context)
+        known.declined |= {site.name: "not faster when measured" for site in slower}
+        damage = self._damage(model, asked, context)
         grades = {}
         for site in sites:
             layer = by_name[site.name]
-            factored, sizes = known.factored[site.name], Sizes.of(layer)
+            sizes, width = Sizes.of(layer), layer.dtype.itemsize
             spent = sum(macs.get(node) or 0 for node in layer.nodes)
-            width = layer.dtype.itemsize
             for setting in site.settings:
-                option = _option(setting)
+                option = option_of(setting)
                 part = sizes.cost(option) / sizes.whole(layer)
                 stored = sizes.whole(layer, strided=False) - sizes.cost(option, strided=False)
                 saved = times[site, setting] if times else 0.0
-                harm = damage[site] * factored.loss[option]
+                harm = damage[site] * known.factored[site.name].loss[option] if site in damage else 0.0
+                if harm > _USELESS * len(model.graph.outputs) and self.remains() is None:
+                    harm = math.inf
                 grades[site, setting] = Grade(harm, round(spent * (1 - part)), round(stored * width), saved)
-            if times and max(times[site, setting] for setting in site.settings) <= 0:
-                known.declined[site.name] = "not faster when measured"
+            if all(grades[site, setting].damage == math.inf for setting in site.settings):
+                known.declined[site.name] = "at every rank that saves anything it loses half of the outputs' energy"
         return grades
 
     def apply(self, model: ir.Model, plan: Plan, context: Context) -> Sequence[Change]:
@@ -168,12 +179,12 @@ class Factorize(LossyPass):
         names = Names(model)
         planned = {site.name for site in plan}
         costly = "it loses more for what it saves than the layers that were taken"
-        left = [name for name in known.factored if name in by_name and name not in planned]
+        left = [name for name in {**known.factored, **known.declined} if name in by_name and name not in planned]
         changes = [Change(name, "left alone", known.declined.get(name, costly), done=False) for name in left]
         original = models.clone(model)
         written = {use.node.outputs[0].name for site in plan for use in by_name[site.name].uses}
         for site, setting in plan.items():
-            changes.append(self._write(by_name[site.name], _option(setting), known, names)[0])
+            changes.append(self._write(by_name[site.name], option_of(setting), known, names))
         data = self._data(context)
         if self.options.refit and not context.draft and data is not None:
             steps = affected(original, model, {node for node in model.graph if node.outputs[0].name in written})
@@ -185,7 +196,7 @@ class Factorize(LossyPass):
         if self._known is None or not plan:
             return ()
         series, marks = {}, {}
-        for site, option in ((site, _option(setting)) for site, setting in plan.items()):
+        for site, option in ((site, option_of(setting)) for site, setting in plan.items()):
             spectra = self._known.factored[site.name].spectra
             if option.kind in spectra:  # CP has no singular values
                 series[site.name] = spectra[option.kind].tolist()
@@ -225,7 +236,7 @@ class Factorize(LossyPass):
     def _enough(self, site: Site, known: _Known) -> Site:
         """The site with the cheapest setting that keeps the energy that the options ask for."""
         loss = known.factored[site.name].loss
-        kept = [setting for setting in site.settings if 1 - loss[_option(setting)] >= (self.options.energy or 0)]
+        kept = [setting for setting in site.settings if 1 - loss[option_of(setting)] >= (self.options.energy or 0)]
         if not kept:
             return replace(site, settings=(), why=f"no rank that saves anything keeps {self.options.energy:g} of the energy")
         return replace(site, settings=(kept[-1],))
@@ -249,7 +260,7 @@ class Factorize(LossyPass):
                 for layer in pack:
                     found = seen.get(layer.name, Moments())
                     offered = options(layer, self._rank(layer), self.options.multiple, cp=self.options.cp)
-                    known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered)
+                    known.factored[layer.name] = factorize(layer.matrix(), found.grams, Sizes.of(layer), offered, found.outputs)
                     if found.means is not None:
                         known.means[layer.name] = found.means
                     step(1)
@@ -262,7 +273,7 @@ class Factorize(LossyPass):
             return None
         return data.first(min(self.options.samples, data.size))
 
-    def _write(self, layer: Layer, option: Option, known: _Known, names: Names) -> tuple[Change, list[str]]:
+    def _write(self, layer: Layer, option: Option, known: _Known, names: Names) -> Change:
         factored = known.factored[layer.name]
         sizes, loss = Sizes.of(layer), factored.loss[option]
         shift = self._shift(layer, option, known)
@@ -271,8 +282,8 @@ class Factorize(LossyPass):
         part = sizes.cost(option) / sizes.whole(layer)
         again = f" (rank {layer.rank} before)" if layer.is_pair else ""
         what = f"{option.label}{again}, weight {shape}: {before} numbers to {after}, {100 * part:.0f} % of its MACs"
-        made = write(layer, option, factored.parts(option), shift, names)
-        return Change(layer.name, what, f"keeps {100 * (1 - loss):.2f} % of its outputs' energy"), made
+        write(layer, option, factored.parts(option), shift, names)
+        return Change(layer.name, what, f"keeps {100 * (1 - loss):.2f} % of its outputs' energy")
 
     def _shift(self, layer: Layer, option: Option, known: _Known) -> Array | None:
         """What the bias must make up for, on average; None where it cannot."""
@@ -288,9 +299,11 @@ class Factorize(LossyPass):
     def _damage(self, model: ir.Model, sites: Sequence[Site], context: Context) -> dict[Site, float]:
         """What a loss of 1 in a layer is to the model's outputs, from one setting in the middle."""
         assert context.data is not None, "a graded pass is not started without data"
+        if not sites:
+            return {}
         known = self._analysed(model, sites, context)
         middle = {site: site.settings[len(site.settings) // 2] for site in sites}
-        options = {site.name: _option(setting) for site, setting in middle.items()}
+        options = {site.name: option_of(setting) for site, setting in middle.items()}
         candidate = models.clone(model)
         names = Names(candidate)
 
@@ -316,50 +329,4 @@ class Factorize(LossyPass):
                 return switch.Chosen(after, which, number[site.name])
 
             found = sensitivity.alone([*middle.items()], open_with, before, context.data, context.progress, samples)
-        return {one.site: one.damage / max(known.factored[one.site.name].loss[_option(one.setting)], 1e-9) for one in found}
-
-    def _milliseconds(
-        self, model: ir.Model, sites: Sequence[Site], context: Context
-    ) -> Mapping[tuple[Site, Setting], float] | None:
-        """What each setting saves by the clock; None when nothing is timed."""
-        if context.profile is None or not sites:
-            return None
-        before = milliseconds(context.profile(model), model)
-        by_name = {layer.name: layer for layer in layers(model)}
-        saved = {(site, setting): -math.inf for site in sites for setting in site.settings}
-        for kind in sorted({_option(setting).kind for site in sites for setting in site.settings}):
-            offered = {site: [s for s in site.settings if _option(s).kind == kind] for site in sites}
-            middle = {site: some[len(some) // 2] for site, some in offered.items() if some}
-            smallest = {site: some[-1] for site, some in offered.items() if some}
-            slow, fast = (self._times(model, plan, context) for plan in (middle, smallest))
-            for site in middle:
-                sizes = Sizes.of(by_name[site.name])
-                now = sum(before.get(node, 0.0) for node in site.nodes)
-                large, small = (sizes.cost(_option(plan[site])) for plan in (middle, smallest))
-                for setting in offered[site]:
-                    saved[site, setting] = now - _line((large, slow[site]), (small, fast[site]), sizes.cost(_option(setting)))
-        return saved
-
-    def _times(self, model: ir.Model, plan: Mapping[Site, Setting], context: Context) -> Mapping[Site, float]:
-        """Milliseconds of each site with this plan."""
-        assert context.profile is not None
-        candidate = models.clone(model)
-        known = self._analysed(model, [*plan], context)
-        by_name = {layer.name: layer for layer in layers(candidate)}
-        names = Names(candidate)
-        made = {site: self._write(by_name[site.name], _option(setting), known, names)[1] for site, setting in plan.items()}
-        times = milliseconds(context.profile(candidate), candidate)
-        return {site: sum(times.get(node, 0.0) for node in nodes) for site, nodes in made.items()}
-
-
-def _option(setting: Setting) -> Option:
-    assert isinstance(setting.value, Option)
-    return setting.value
-
-
-def _line(middle: tuple[int, float], smallest: tuple[int, float], cost: int) -> float:
-    """The time at a cost, on the line through two that were measured, which never falls; in proportion to one."""
-    (more, slow), (less, fast) = middle, smallest
-    if more == less:
-        return slow * cost / more
-    return slow + max((slow - fast) / (more - less), 0.0) * (cost - more)
+        return {one.site: one.damage / max(known.factored[one.site.name].loss[option_of(one.setting)], 1e-9) for one in found}

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.passes.factorize.decompose import decompose
+from graphopt.passes.factorize.factors import factorize as factors
+from graphopt.passes.factorize.forms import Option, Sizes, zeros
 
 from factorizing import factorize, labelled, with_weights
 from helpers import run
@@ -86,3 +88,67 @@ def test_data_beat_no_data_in_every_form(label: str) -> None:
         assert len(done.operators) > 1
         errors[method] = float(np.square(run(done.proto, {"x": x})["y"] - expected).sum())
     assert errors["data"] < 0.9 * errors["svd"]
+
+
+def test_rows_of_an_embedding_that_are_looked_up_more_often_lose_less() -> None:
+    table = RNG.standard_normal((60, 16)).astype(np.float32)
+    proto = with_weights("g (int64[N, 8] ids) => (float[N, 8, 16] y) { y = Gather(table, ids) }", table=table)
+    often = RNG.permutation(60)
+    ids = often[np.minimum(RNG.geometric(0.1, (64, 8)) - 1, 59)]
+    lost = {}
+    for method in ("svd", "data"):
+        done = factorize(proto, labelled("rank 8"), pass_options={"method": method}, ids=ids)
+        lost[method] = float(np.square(run(done.proto, {"ids": ids})["y"] - table[ids]).sum())
+        unseen = run(done.proto, {"ids": np.arange(56).reshape(7, 8)})["y"]
+        assert np.isfinite(unseen).all()
+    assert lost["data"] < 0.8 * lost["svd"]
+
+
+def test_rows_that_are_computed_or_negative_are_counted_as_well() -> None:
+    table = RNG.standard_normal((60, 16)).astype(np.float32)
+    ids = np.where(RNG.random((64, 8)) < 0.9, RNG.integers(0, 6, (64, 8)), RNG.integers(0, 60, (64, 8)))
+    found = []
+    for text, given_ids in (
+        ("y = Gather(table, ids)", ids),
+        ("m = Neg(ids)\n y = Gather(table, m)", -ids),
+        ("y = Gather(table, ids)", ids - 60),
+    ):
+        proto = with_weights(f"g (int64[N, 8] ids) => (float[N, 8, 16] y) {{ {text} }}", table=table)
+        done = factorize(proto, labelled("rank 8"), pass_options={"refit": False}, ids=given_ids)
+        found.append(run(done.proto, {"ids": given_ids})["y"])
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-4)
+
+
+def test_a_tied_weight_serves_both_of_its_uses() -> None:
+    table = RNG.standard_normal((60, 16)).astype(np.float32)
+    proto = with_weights(
+        "g (int64[N, 8] ids, float[N, 16] x) => (float[N, 8, 16] rows, float[N, 60] y) "
+        "{ rows = Gather(table, ids)\n y = Gemm <transB = 1> (x, table) }",
+        table=table,
+    )
+    ids = RNG.integers(0, 60, (64, 8)) // RNG.integers(1, 9, (64, 8))
+    x = (RNG.standard_normal((64, 16)) * 0.7 ** np.arange(16)).astype(np.float32)
+
+    def lost(**pass_options: object) -> tuple[float, float]:
+        done = factorize(proto, labelled("rank 8"), pass_options={"refit": False, **pass_options}, ids=ids, x=x)
+        got, whole = run(done.proto, {"ids": ids, "x": x}), run(proto, {"ids": ids, "x": x})
+        rows, y = (float(np.square(got[name] - whole[name]).sum() / np.square(whole[name]).sum()) for name in ("rows", "y"))
+        return rows, y
+
+    assert sum(lost()) < 0.9 * sum(lost(method="svd"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "option"),
+    [
+        (Sizes(1, 6, 10), Option("matrix", (2,))),
+        (Sizes(2, 6, 10, (3, 3), (1, 1)), Option("channel", (2,))),
+        (Sizes(1, 6, 10, (3, 5), (1, 1)), Option("spatial", (2,))),
+        (Sizes(1, 6, 10, (3, 5), (1, 1)), Option("tucker", (2, 3))),
+        (Sizes(1, 6, 10, (3, 5), (1, 1)), Option("cp", (2,))),
+    ],
+)
+def test_what_is_timed_has_the_shapes_of_the_factors(sizes: Sizes, option: Option) -> None:
+    made = factors(RNG.standard_normal((sizes.group, sizes.width, sizes.outputs)), None, sizes, [option])
+    assert [part.shape for part in zeros(sizes, option)] == [part.shape for part in made.parts(option)]

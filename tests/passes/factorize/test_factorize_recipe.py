@@ -98,6 +98,18 @@ def test_a_network_that_is_too_small_to_gain_is_never_written_slower(tmp_path: P
     assert not written or report["timing"]["verdict"] != "slower"
 
 
+def test_a_rank_that_is_too_low_to_be_of_use_is_declined_with_the_reason(tmp_path: Path) -> None:
+    table = RNG.standard_normal((400, 64)).astype(np.float32)  # all of its components are alike
+    proto = with_weights("g (int64[N, 8] ids) => (float[N, 8, 64] y) { y = Gather(table, ids) }", table=table)
+    data = tmp_path / "data.npz"
+    np.savez(data, ids=RNG.integers(0, 400, (64, 8)))
+    path = write(proto, tmp_path / "m.onnx")
+    *_, report, _ = _optimize(path, data, "--set", "factorize.rank=8", "--timing", "off", "--max-drop", "1")
+    step = report["passes"][-1]
+    assert "bearable damage" in step["why"]
+    assert "loses half of the outputs' energy" in step["changes"][0]["why"]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
