@@ -100,6 +100,8 @@ def _refit(options: Any) -> None:
         folder = Path(temporary)
         cases = {case.name: case for case in _cases(options, folder) if not case.images and not case.more}
         for name, case in cases.items():
+            if options.only and name not in options.only:
+                continue
             for macs in _PARTS if name.startswith("cifar") else _WIDE_PARTS:
                 found = []
                 for on in ("false", "true"):

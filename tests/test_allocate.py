@@ -221,6 +221,13 @@ def test_few_tries_find_steps_that_the_budget_allows(added: list[float], data: s
     assert all(max(least, 1) <= count <= len(damage) for count in tried)
 
 
+@given(st.integers(1, 30), st.integers(1, 32), st.integers(1, 32))
+def test_the_least_that_pays_is_found_wherever_the_promise_points(count: int, true: int, promised: int) -> None:
+    saved = [1.0 if number >= promised else 0.0 for number in range(1, count + 1)]
+    found = allocate.least_that_pays(saved, 10.0, lambda number: number >= true)
+    assert found == (0 if promised > count or true > count else max(true, promised))
+
+
 def test_steps_that_do_much_damage_and_do_not_hold_are_given_up_after_one_try() -> None:
     tried: list[int] = []
 
