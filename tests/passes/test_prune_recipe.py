@@ -63,11 +63,12 @@ def test_a_group_that_could_lose_units_and_does_not_says_what_that_would_cost(tm
     assert all("MACs" in why for why in outdone.values())
 
 
-def test_a_ratio_is_cut_at_every_group_even_where_no_time_is_saved(tmp_path: Path) -> None:
+def test_a_ratio_is_cut_where_no_time_is_foreseen_to_be_saved(tmp_path: Path) -> None:
+    """Two of 16 channels are too few for that; whether the file is slower the clock says, on a model this small by chance."""
     report, _ = ran(tmp_path, "ratio=0.1", max_drop=1.0, timing=True, time_limit=0.2)
-    cut = [change.what for change in report.passes[-1].changes if "channels are left" in change.what]
-    assert report.passes[-1].kept
-    assert cut == ["14 of 16 channels are left"]
+    last = report.passes[-1]
+    assert "nothing to change" not in last.why
+    assert any(change.what == "14 of 16 channels are left" for change in last.changes) or not last.kept
 
 
 def test_goals_that_exclude_one_another_are_named_alone(tmp_path: Path) -> None:
