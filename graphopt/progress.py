@@ -1,4 +1,4 @@
-"""Progress bars on stderr: what is being done and how long is left; nothing at all when stderr is not a terminal.
+"""What is being done and how long is left, on stderr: bars on a terminal, elsewhere a line now and then while work is long.
 
 They are also where a command looks whether it was interrupted: Python raises KeyboardInterrupt wherever it happens to be, and
 drops it when that is a destructor or a callback of a library.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -25,6 +26,10 @@ from rich.progress import (
 from rich.text import Text
 
 
+_QUIET_SECONDS = 30.0
+"""A log gets no line sooner than so long after the one before."""
+
+
 class _Left(TimeRemainingColumn):
     """How long is left, said only where that is known."""
 
@@ -40,8 +45,10 @@ class Bars:
 
     _interrupted = False
 
-    def __init__(self, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+    def __init__(self, console: Console | None = None, quiet: float = _QUIET_SECONDS) -> None:
+        self._console = console = console or Console(stderr=True, soft_wrap=True)
+        self._quiet = quiet
+        self._begun = self._told = time.monotonic()
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -75,6 +82,12 @@ class Bars:
     def _go_on(self) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._told < self._quiet or not self._bars.tasks:
+            return
+        self._told = now
+        stages = [f"{task.description} {task.percentage:.0f}%" if task.total else task.description for task in self._bars.tasks]
+        self._console.print(f"{now - self._begun:.0f} s: {', '.join(stages)}", highlight=False, markup=False)
 
     def stage(self, what: str, total: float | None = None) -> AbstractContextManager[Callable[[float], None]]:
         """Show a stage until it is left."""
