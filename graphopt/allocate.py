@@ -224,7 +224,8 @@ def harshest_within(damage: Sequence[float], spent: Callable[[int], float], leas
         if low >= max(least, 1) and high <= len(damage):
             at = math.sqrt(max(damage[low - 1], _LEAST_DAMAGE) * damage[high - 1])
         else:
-            at = _FACTOR * max(at, damage[low - 1]) if high > len(damage) else at / _FACTOR
+            below = damage[least - 1] if least else at / _FACTOR  # where even the least fails nothing else is looked for
+            at = _FACTOR * max(at, damage[low - 1]) if high > len(damage) else below
         tried += 1
     return low if low >= least else 0
 

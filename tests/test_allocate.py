@@ -239,6 +239,17 @@ def test_steps_that_do_much_damage_and_do_not_hold_are_given_up_after_one_try() 
     assert tried == [2]
 
 
+def test_where_more_fails_the_least_of_use_is_tried_next() -> None:
+    tried: list[int] = []
+
+    def spent(count: int) -> float:
+        tried.append(count)
+        return 2.0
+
+    assert allocate.harshest_within([0.001, 0.002, 0.004, 0.01, 0.04, 0.3], spent, least=2) == 0
+    assert tried == [5, 2]
+
+
 def test_what_nearly_spends_the_budget_is_harsh_enough() -> None:
     tried: list[int] = []
 
