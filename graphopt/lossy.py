@@ -164,7 +164,8 @@ class Work:
             if self._part(faster[0], "macs") <= remains.part:  # MACs that take time go first, if they suffice
                 plans = faster
         if remains is None and self.rewrite.decided():  # the user has said how much goes at every site, whether it pays or not
-            plans = [allocate.harshest(self.sites), *plans]
+            bearable = [site for site in self.sites if grades[site, site.settings[-1]].damage < math.inf]
+            plans = [allocate.harshest(bearable), *plans] if bearable else plans
         if not plans:
             told = self.rewrite.apply(model.clone(self.before.model), {}, replace(self.context, draft=True))
             why = f"nothing to change: no setting of {len(self.sites)} sites that does bearable damage saves {saving}"
