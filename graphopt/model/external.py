@@ -43,9 +43,9 @@ class DataFile:
         ModelError: It cannot be read, or is not a regular file.
     """
 
-    def __init__(self, path: Path, contents: bytes | None = None) -> None:
+    def __init__(self, path: Path, contents: memoryview | None = None) -> None:
         self.path = path
-        self._pinned: bytes | mmap.mmap | None = contents
+        self._pinned: memoryview | mmap.mmap | None = contents
         try:
             status = os.stat(path)
         except FileNotFoundError:
@@ -160,7 +160,7 @@ class DataFiles:
         ModelError: The model's file is gone.
     """
 
-    def __init__(self, model: Path, contents: bytes | None) -> None:
+    def __init__(self, model: Path, contents: memoryview | None) -> None:
         self.model_name = model.name
         self._folder = model.parent
         self._roots = {Path(os.path.realpath(model.parent)), Path(os.path.realpath(model)).parent}

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from graphopt.errors import ModelError
@@ -14,7 +15,7 @@ from graphopt.errors import ModelError
 from . import wire
 from .weights import SMALL_BYTES
 
-IN_PLACE_BYTES = 4 << 20
+IN_PLACE_BYTES = 64 << 20
 """Weights of larger files are read from the file when they are needed. Smaller files may change once they were loaded."""
 
 # What people hand in instead of a model, by how it begins.
@@ -28,7 +29,7 @@ _OTHER_FORMATS = (
 )
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, bytes | None]:
+def read(path: Path) -> tuple[onnx.ModelProto, memoryview | None]:
     """Parse a model file.
 
     Returns:
@@ -39,13 +40,13 @@ def read(path: Path) -> tuple[onnx.ModelProto, bytes | None]:
         ModelError: There is no such file, it cannot be read, or it is not an ONNX model. The message does not name it.
     """
     contents = _contents(path)
-    data = memoryview(contents)
+    data = contents if isinstance(contents, memoryview) else memoryview(contents)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(wire.split(data, path.name, SMALL_BYTES))
     except (wire.DecodeError, wire.WireError) as error:
         raise _not_a_model(data, str(error)) from None
-    return proto, contents if isinstance(contents, bytes) else None
+    return proto, contents if isinstance(contents, memoryview) else None
 
 
 def locations(proto: onnx.ModelProto) -> set[str]:
@@ -66,7 +67,7 @@ def root_cause(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _contents(path: Path) -> bytes | mmap.mmap:
+def _contents(path: Path) -> memoryview | mmap.mmap:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -82,7 +83,9 @@ def _contents(path: Path) -> bytes | mmap.mmap:
             )
         with path.open("rb") as file:
             if status.st_size <= IN_PLACE_BYTES:
-                return file.read()
+                array = np.fromfile(file, np.uint8)  # NumPy asks for large pages: half the time of bytes
+                array.flags.writeable = False
+                return array.data
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelError("there is no such file") from None
