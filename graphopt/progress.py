@@ -25,7 +25,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-
 _QUIET_SECONDS = 30.0
 """A log gets no line sooner than so long after the one before."""
 

@@ -90,3 +90,20 @@ def test_a_command_imports_sympy_only_for_arithmetic_with_dimensions(tmp_path: P
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", "9", "True"]
+
+
+def test_what_takes_more_of_a_package_that_is_put_off_gets_the_real_one(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("class Base: pass\ndef double(x): return 2 * x\n")
+    (tmp_path / "eager.py").write_text("from late import Base, double\nclass Own(Base): pass\n")
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from graphopt.cli.startup import later
+        with later("late", frozenset({"double"})):
+            import eager
+        import late
+        print(issubclass(eager.Own, late.Base), eager.double(2))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "4"]

@@ -11,7 +11,7 @@ import gc
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,33 +20,40 @@ from graphopt.garbage import collected_later
 
 def import_quickly() -> None:
     """Import what every command needs that reads a model."""
-    with collected_later(), later("sympy"):
+    with collected_later(), later("sympy", _CALLED):
         import onnx_ir  # noqa: F401
     gc.freeze()
 
 
+_CALLED = frozenset({"Max", "Min", "Mod", "floor", "sqrt"})
+"""What ``onnx_ir`` puts into a table while it is imported, and calls later."""
+
+
 @contextmanager
-def later(name: str) -> Iterator[None]:
+def later(name: str, called: frozenset[str]) -> Iterator[None]:
     """Let modules that are imported in this context have a package that is imported when they use it.
 
-    In the context itself they may take functions from it, but no classes to derive from.
+    Of the package they may take ``called``, functions, in the context itself; if they take anything else, it is imported then.
     """
     if name in sys.modules:
         yield
         return
-    importing = True
+    importing, stand_in = True, types.ModuleType(name)
+
+    def real() -> types.ModuleType:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return importlib.import_module(name)
 
     def attribute(wanted: str) -> Any:
-        if not importing:
-            return getattr(importlib.import_module(name), wanted)
+        if not importing or wanted not in called:
+            return getattr(real(), wanted)
 
         def function(*args: Any, **named: Any) -> Any:
-            real: Callable[..., Any] = getattr(importlib.import_module(name), wanted)
-            return real(*args, **named)
+            return getattr(real(), wanted)(*args, **named)
 
         return function
 
-    stand_in = types.ModuleType(name)
     stand_in.__dict__["__getattr__"] = attribute
     sys.modules[name] = stand_in
     try:
