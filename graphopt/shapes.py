@@ -19,7 +19,7 @@ import onnx_ir as ir
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, graphs, nodes, subgraphs
 
-__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "subgraphs"]
+__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs", "tells_more"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
@@ -91,6 +91,15 @@ def is_known(known: ir.TypeAndShape | None) -> bool:
     return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
 
 
+def tells_more(found: Facts, known: Facts) -> bool:
+    """Whether facts tell of some value what was not known before."""
+    return any(
+        value not in known or (known[value].shape != fact.shape and not is_known(known[value]))
+        for value, fact in found.items()
+        if not value.is_initializer()
+    )
+
+
 def _is_overridable(value: ir.Value, model: ir.Model) -> bool:
     """Whether a caller may give another value: it is no constant then."""
     return value.is_graph_input() and value.graph is model.graph
@@ -114,7 +123,7 @@ def facts(
     skeleton = Skeleton(model, stated, constants)
     types: dict[str, onnx.TypeProto] | None = None
     lengthening = [v for node in nodes(model.graph) if node.op_type in _LENGTHEN for v in node.outputs if v.name]
-    lengthened = [skeleton.names[value] for value in lengthening if value not in certain or _may_be_long(certain[value])]
+    lengthened = [skeleton.names[value] for value in lengthening if _may_be_long((known or {}).get(value))]
     if lengthened:
         types = _types(skeleton, follow_values=False)
         if not any(name in types and _is_long(types[name]) for name in lengthened):
@@ -122,21 +131,27 @@ def facts(
     if types is None:
         types = _types(skeleton, follow_values=True)
     found = _of_constants(constants)
+    shapes: dict[bytes, ir.Shape] = {}
     for value, name in skeleton.names.items():
         if value in certain:
             found[value] = certain[value]
         elif value not in found and name in types:
-            found[value] = _type_and_shape(types[name])
+            found[value] = _type_and_shape(types[name], shapes)
     return found
 
 
 def _of_constants(constants: Mapping[ir.Value, ir.TensorProtocol]) -> Facts:
     """Types and shapes of the initializers that no caller can override."""
     return {
-        value: ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy()))
+        value: ir.TypeAndShape(ir.TensorType(tensor.dtype), shape_of(tensor))
         for value, tensor in constants.items()
         if value.is_initializer() and not value.is_graph_input()
     }
+
+
+def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
+    """The shape of a tensor; its own where it can be, which nobody can change."""
+    return tensor.shape if isinstance(tensor.shape, ir.Shape) and tensor.shape.frozen else ir.Shape(tensor.shape.numpy())
 
 
 def _types(skeleton: Skeleton, *, follow_values: bool) -> dict[str, onnx.TypeProto]:
@@ -164,21 +179,26 @@ def _is_long(proto: onnx.TypeProto) -> bool:
     return len(dims) == 1 and dims[0].dim_value > _LONG
 
 
-def _may_be_long(known: ir.TypeAndShape) -> bool:
-    dims = () if known.shape is None else known.shape.dims
+def _may_be_long(known: ir.TypeAndShape | None) -> bool:
+    if known is None or known.shape is None:
+        return True
+    dims = known.shape.dims
     return len(dims) == 1 and not (isinstance(dims[0], int) and dims[0] <= _LONG)
 
 
-def _type_and_shape(proto: onnx.TypeProto) -> ir.TypeAndShape:
+def _type_and_shape(proto: onnx.TypeProto, shapes: dict[bytes, ir.Shape]) -> ir.TypeAndShape:
+    """What a message says; ``shapes`` holds those that were read before: most values of a model share a few."""
     if proto.WhichOneof("value") != "tensor_type":
         kind = ir.serde.deserialize_type_proto_for_type(proto)
         shape = ir.serde.deserialize_type_proto_for_shape(proto)
         return ir.TypeAndShape(kind, None if shape is None else ir.Shape([_known(dim) for dim in shape]))
     tensor = proto.tensor_type
-    kind = ir.TensorType(ir.DataType(tensor.elem_type))
     if not tensor.HasField("shape"):
-        return ir.TypeAndShape(kind, None)
-    return ir.TypeAndShape(kind, ir.Shape([_dimension(dim) for dim in tensor.shape.dim]))
+        return ir.TypeAndShape(ir.TensorType(ir.DataType(tensor.elem_type)), None)
+    key = tensor.shape.SerializeToString()
+    if key not in shapes:
+        shapes[key] = ir.Shape([_dimension(dim) for dim in tensor.shape.dim], frozen=True)
+    return ir.TypeAndShape(ir.TensorType(ir.DataType(tensor.elem_type)), shapes[key])
 
 
 def _dimension(proto: onnx.TensorShapeProto.Dimension) -> int | str | None:

@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+BRANCHING = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+"""ONNX's own operators that have graphs; those of other domains may have what they like."""
 
 
 def subgraphs(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs in a node's attributes."""
-    attributes = node.attributes.data
-    if not attributes:
+    if not (node.op_type in BRANCHING or node.domain):
         return ()
     found: list[ir.Graph] | None = None
-    for attribute in attributes.values():
+    for attribute in node.attributes.data.values():
         kind = attribute.type
         if (kind is _GRAPH or kind is _GRAPHS) and not attribute.is_ref():
             inner = [attribute.value] if kind is _GRAPH else attribute.value
@@ -30,16 +31,18 @@ def nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
     """Every node, each before those of its subgraphs; nodes may be inserted and removed on the way."""
     for node in graph:
         yield node
-        for subgraph in subgraphs(node):
-            yield from nodes(subgraph)
+        if node.op_type in BRANCHING or node.domain:
+            for subgraph in subgraphs(node):
+                yield from nodes(subgraph)
 
 
 def graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """A graph and all its subgraphs, each before its own."""
     yield graph
     for node in graph:
-        for subgraph in subgraphs(node):
-            yield from graphs(subgraph)
+        if node.op_type in BRANCHING or node.domain:
+            for subgraph in subgraphs(node):
+                yield from graphs(subgraph)
 
 
 def defined(graph: ir.Graph) -> list[ir.Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 
 from graphopt import walk
@@ -37,3 +38,9 @@ def test_a_node_may_be_removed_while_its_graph_is_walked():
             model.graph.remove(node, safe=True)
     assert seen == ["Neg", "Exp", "Relu"]
     assert [node.op_type for node in model.graph] == ["Relu"]
+
+
+def test_the_operators_that_may_have_graphs_are_those_of_which_onnx_says_so():
+    kinds = {onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS}
+    schemas = [schema for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""]
+    assert {s.name for s in schemas if any(a.type in kinds for a in s.attributes.values())} == walk.BRANCHING

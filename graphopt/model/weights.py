@@ -43,15 +43,19 @@ class Place:
 
 def places(model: ir.Model) -> Iterator[Place]:
     """All places, in the order of the graphs and of the nodes in them."""
+    return (Place(owner, tensor) for owner, tensor in _held(model))
+
+
+def _held(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProtocol]]:
     for graph in graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
-                yield Place(value, value.const_value)
+                yield value, value.const_value
         for node in graph:
             if node.op_type == "Constant" and node.domain == "":
                 value_attribute = node.attributes.get("value")
                 if value_attribute is not None and not value_attribute.is_ref():
-                    yield Place(node, value_attribute.value)
+                    yield node, value_attribute.value
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -84,7 +88,7 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> int:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all weights as they are stored, each once."""
-    return sum(tensor_bytes(tensor) for _, tensor in weights(model))
+    return sum(map(tensor_bytes, {id(tensor): tensor for _, tensor in _held(model)}.values()))
 
 
 def parameters(model: ir.Model) -> int:

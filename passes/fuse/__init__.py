@@ -25,11 +25,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 from pydantic import Field
 
+from graphopt import walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
-from graphopt.shapes import are_fixed, infer, keep
+from graphopt.shapes import are_fixed, infer, keep, tells_more
 
 from .activation import use_gelu, use_hard_swish
 from .affine import fold_affine
@@ -105,7 +106,7 @@ class Fuse(Pass):
         patterns = tuple(context.exclude)
 
         def excluded(node: ir.Node) -> bool:
-            return any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
+            return bool(patterns) and any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
 
         growth = context.growth_bytes
         if growth is None:
@@ -113,19 +114,19 @@ class Fuse(Pass):
         work = Work(model, excluded, infer(model), growth, context.target.slow_kernels, context.target.runtime)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
-        known = True  # whether everything is, that can be known of types and shapes
+        current = True  # whether the facts are what inference says of the graph as it is
         for _ in range(_SWEEPS):
             left = {}
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
-            current = known and not done  # whether the facts were inferred from the graph as it is
-            if current:
-                break
             changes += done
-            known = not done
-            if known and work.knows_all():
+            current = current and not done
+            if done:
+                continue
+            if current or work.knows_all():
                 break
-            if known:
-                work.facts = infer(model, work.facts)
+            known, work.facts, current = work.facts, infer(model, work.facts), True
+            if not tells_more(work.facts, known):
+                break
         if changes:
             work.drop_unused()
         if current or are_fixed(model, work.facts):
@@ -137,7 +138,7 @@ class Fuse(Pass):
 
 def _nodes(work: Work) -> Iterator[ir.Node]:
     """The nodes that some rule looks at, each before what reads it; nodes may be removed on the way."""
-    for graph in [work.model.graph, *work.model.graph.subgraphs()]:
+    for graph in [*walk.graphs(work.model.graph)]:
         for node in graph:
             if node.op_type in _RULES and work.is_operator(node, node.op_type):
                 yield node

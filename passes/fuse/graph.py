@@ -59,7 +59,7 @@ class Work:
 
     def __post_init__(self) -> None:
         self.fixed = annotated_names(self.model)
-        for graph in self.model.graphs():
+        for graph in walk.graphs(self.model.graph):
             for value in defined(graph):
                 if value.name in self.names:
                     self.ambiguous.add(value.name or "")
@@ -78,7 +78,7 @@ class Work:
         """Whether the node is one of these operators of ONNX and may be rewritten: no function call, not excluded."""
         if node.op_type not in op_types or node.domain != "":
             return False
-        return node.op_identifier() not in self.model.functions and not self.excluded(node)
+        return not (self.model.functions and node.op_identifier() in self.model.functions) and not self.excluded(node)
 
     def producer(self, value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
         """The node of one of these operators in the graph of ``user`` that gives ``value``."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -82,6 +83,19 @@ class SimplifyOptions(PassOptions):
     iterations: int = Field(20, ge=1, description="how often the steps are repeated at most; they stop when nothing changes")
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step, and what makes it due again besides a change of the graph."""
+
+    run: Callable[[Work], list[Change]]
+    local: bool = False
+    """Whether it needs to look only close to what has changed, once it has looked everywhere with all that is known."""
+    by_facts: bool = False
+    """Whether it may do more when more is known of types and shapes."""
+    thorough: bool = False
+    """Whether it leaves nothing for itself to do."""
+
+
 class Simplify(Pass):
     """Simplification that is right for every graph. ``passes/simplify`` has a module for each step."""
 
@@ -124,40 +138,47 @@ class Simplify(Pass):
         return [*changes, *_left_alone(work)]
 
     def _until_quiet(self, work: Work) -> list[Change]:
-        """Run the steps in turn until each has run since the last change, with all that is known by then."""
+        """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
-        steps, quiet = self._steps(), 0
-        swept = -1  # how many changes there were when the dead was last removed
+        steps = self._steps()
+        due: dict[_Step, set[ir.Node] | None] = dict.fromkeys(steps)  # where each has to look; None is everywhere
         for step in (step for _ in range(self.options.iterations) for step in steps):
-            done = [] if step is remove_dead and swept == len(changes) else step(work)
+            near, due[step] = due[step], set()
+            if near == set():
+                continue
+            work.near = near if step.local else None
+            done = step.run(work)
             changes += done
-            if step is remove_dead:
-                swept = len(changes)
-            quiet = 0 if done else 1 if work.learnt else quiet + 1
-            work.learnt = False
+            if work.learnt:
+                due |= {other: None for other in due if other.by_facts}
+                work.learnt = False
             if done:
-                work.changed()
-            if quiet == len(steps):
+                changed = work.changed()
+                for other in due.keys() - ({step} if step.thorough else set()):
+                    there = due[other]
+                    due[other] = None if there is None or changed is None else there | changed
+            if all(there == set() for there in due.values()):
                 break
         return changes
 
-    def _steps(self) -> list[Callable[[Work], list[Change]]]:
+    def _steps(self) -> list[_Step]:
         """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes."""
         options = self.options
-        steps: list[tuple[bool, Callable[[Work], list[Change]]]] = [
-            (options.constants, lift_constants),
-            (options.dead, remove_dead),
-            (options.dedupe, merge_equal_initializers),
-            (options.identity, remove_identities),  # a weight keeps its name, where folding would give it that of its copy
-            (options.fold, fold_constants),  # first what needs no inference: the sizes and pads that exporters write out
-            (True, learn),
-            (options.identity, remove_identities),
-            (options.inline, inline_control_flow),
-            (options.symbolic, partial(collapse_shapes, fold=options.fold)),
-            (options.roundtrips, remove_round_trips),
-            (options.zeros, drop_zero_terms),
-            (options.cse, merge_equal_nodes),
-            (options.dead, remove_dead),
+        identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
+        steps = [
+            (options.constants, _Step(lift_constants, local=True)),
+            (options.dead, dead),
+            (options.dedupe, _Step(merge_equal_initializers)),
+            (options.identity, identities),  # a weight keeps its name, where folding would give it that of its copy
+            (options.fold, _Step(fold_constants, local=True, by_facts=True)),  # first what needs no inference: sizes, pads
+            (True, _Step(learn)),
+            (options.identity, identities),
+            (options.inline, _Step(inline_control_flow, by_facts=True)),
+            (options.symbolic, _Step(partial(collapse_shapes, fold=options.fold), local=True, by_facts=True)),
+            (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
+            (options.zeros, _Step(drop_zero_terms, by_facts=True)),
+            (options.cse, _Step(merge_equal_nodes)),
+            (options.dead, dead),
         ]
         return [step for chosen, step in steps if chosen]
 

@@ -29,6 +29,8 @@ def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
                 value.type, value.shape = known.type, known.shape
                 added += 1
             continue
+        if value.type == known.type and value.shape == known.shape:
+            continue
         shape = _merged(value.shape, known.shape, complete=complete)
         if value.type != known.type or shape != value.shape:
             value.type, value.shape = known.type, shape

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -75,11 +74,6 @@ class Collapse:
     changes: list[Change] = field(default_factory=list)
     constants: dict[Hashable, ir.Value] = field(default_factory=dict)
 
-    @cached_property
-    def node_names(self) -> set[str]:
-        """The names of all nodes, when first asked for; who gives a new name adds it."""
-        return {node.name for node in self.root.nodes if node.name}
-
     def run(self) -> list[Change]:
         """Walk the graph once."""
         self.visit(self.root.graph, ChainMap(), ChainMap())
@@ -95,11 +89,12 @@ class Collapse:
                 self.visit(subgraph, seen.new_child(), sources.new_child())
             if node.op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):
                 continue
-            if self.same(node):
+            is_near = self.work.is_near(node)
+            if is_near and self.same(node):
                 continue
             if len(node.outputs) == 1 and self.known.known_numbers(node.outputs[0]) is not None:
                 self.number(node, seen, sources)  # what is in ``seen`` stays: no other rule may replace it
-            else:
+            elif is_near:
                 self.simplify_operands(node)
             if node.graph is not None and node.op_type == "Shape" and node.inputs[0] is not None:
                 self.add_source(node.inputs[0], sources)
@@ -172,17 +167,18 @@ class Collapse:
 
     def keeps_order(self, node: ir.Node) -> bool:
         """Whether an operator only reshapes: all elements of its first input, in their order."""
-        if node.op_type in _IN_ORDER:
+        op_type = node.op_type
+        if op_type in _IN_ORDER:
             return True
-        dims = self.known.dims(node.inputs[0]) if node.op_type in _IN_ORDER_MAYBE else None
+        dims = self.known.dims(node.inputs[0]) if op_type in _IN_ORDER_MAYBE else None
         if dims is None:
             return False
-        if node.op_type == "Squeeze":  # of another axis it fails, and must do so still
+        if op_type == "Squeeze":  # of another axis it fails, and must do so still
             return all(dims[axis] == 1 for axis in self.known.axes(node) or ())
-        if node.op_type == "Transpose":
+        if op_type == "Transpose":
             moved = [axis for axis in self.perm(node) or () if dims[axis] != 1]
             return moved == sorted(moved)
-        if node.op_type == "Expand":
+        if op_type == "Expand":
             expanded = self.known.dims(node.outputs[0]) or ()
             return [dim for dim in dims if dim != 1] == [dim for dim in expanded if dim != 1]
         axis, indices = node.attributes.get_int("axis", 0), self.known.fixed(node.inputs[1])
@@ -308,7 +304,9 @@ class Collapse:
             graph.register_initializer(new)
             self.constants[key] = new
         else:
-            made = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=self.new_node_name(name))
+            made = ir.Node(
+                "", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=self.root.new_node_name(name)
+            )
             graph.insert_before(node, made)
         return new
 
@@ -347,7 +345,9 @@ class Collapse:
         assert graph is not None
         new = ir.Value(name=self.root.new_name(node.outputs[0].name or "value"), type=known.type, shape=known.shape)
         self.work.facts[new] = known
-        graph.insert_before(node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.new_node_name(site(node))))
+        graph.insert_before(
+            node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.root.new_node_name(site(node)))
+        )
         return new
 
     def before(self, value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -361,14 +361,6 @@ class Collapse:
         if perm is not None:
             return None if perm.is_ref() else [*perm.as_ints()]
         return None if dims is None else [*reversed(range(len(dims)))]
-
-    def new_node_name(self, name: str) -> str:
-        """``name`` with a number that no node has yet."""
-        number = 1
-        while (new := f"{name}_{number}") in self.node_names:
-            number += 1
-        self.node_names.add(new)
-        return new
 
     def keeps(self, node: ir.Node, value: ir.Value) -> bool:
         """Whether a value has the type and dimensions of the node's output."""
@@ -408,7 +400,8 @@ def encode(wanted: Dims, dims: Dims) -> list[int] | None:
 
 def has_one_place(node: ir.Node) -> bool:
     """Whether another value can take the place of its first output."""
-    return bool(node.outputs) and (not node.outputs[0].is_graph_output() or output_position(node.outputs[0]) is not None)
+    outputs = node.outputs
+    return bool(outputs) and (not outputs[0].is_graph_output() or output_position(outputs[0]) is not None)
 
 
 def is_only_for(value: ir.Value | None, node: ir.Node) -> bool:

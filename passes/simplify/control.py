@@ -39,6 +39,8 @@ _FIRST_AXES_INPUT = 13
 def inline_functions(work: Work) -> list[Change]:
     """Replace calls of the model's functions by what they compute."""
     model = work.model
+    if not model.functions:
+        return []
     chosen = _inlinable(work)
     calls = [node for node in all_nodes(model) if node.op_identifier() in chosen]
     changes = [Change(site(node), f"replaced the call of {node.op_type} by its nodes", "it is in the file") for node in calls]

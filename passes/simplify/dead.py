@@ -65,10 +65,10 @@ def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) 
     """Remove those of the initializers that nothing uses; names in ``kept`` stay."""
     changes = []
     for value in values:
-        name, graph = value.name or "", value.graph
-        if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+        if value.uses() or value.is_graph_output() or value.is_graph_input():
             continue
-        if name not in kept and not work.excluded(name):
+        name, graph = value.name or "", value.graph
+        if graph is not None and name not in kept and not work.excluded(name):
             changes.append(Change(name, "removed the initializer", "nothing uses it"))
             del graph.initializers[name]
     return changes

@@ -29,8 +29,8 @@ _SMALL_BYTES = 4096
 def merge_equal_initializers(work: Work) -> list[Change]:
     """Merge equal initializers, in the main graph and in all subgraphs."""
     root = work.roots[0]
-    there = {(value, graph) for graph in root.graphs for value in graph.initializers.values()}
-    new, work.compared = {value for value, _ in there - work.compared}, there
+    there = {value: graph for graph in root.graphs for value in graph.initializers.values()}
+    new, work.compared = {value for value, graph in there.items() if work.compared.get(value) is not graph}, there
     if not new:
         return []
     parents = {inner: node.graph for node in root.nodes for inner in subgraphs(node)} if root.graphs[1:] else {}

@@ -37,6 +37,8 @@ LOWEST_OPSET = 7
 """Before this version, operators broadcast by an attribute."""
 _EXPANDS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Tile"})
 """Their outputs may be larger than the product of the sizes of their inputs."""
+_NO_LARGER = MOVES - _EXPANDS
+"""Their outputs together are no larger than their inputs."""
 _MOVED = frozenset({ir.DataType.BFLOAT16, *(t for t in ir.DataType if t.name.startswith("FLOAT8"))})
 _COMPUTED = frozenset(
     {ir.DataType.BOOL, ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
@@ -58,6 +60,8 @@ def bound(op_type: str, tensors: Sequence[ir.TensorProtocol]) -> int | None:
     shape = {"ConstantOfShape": 0, "Expand": 1}.get(op_type)
     if shape is not None and tensors[shape].size <= _SHAPE_ELEMENTS:
         return math.prod(max(1, int(size)) for size in tensors[shape].numpy().flat) * (tensors[0].size + 1)
+    if op_type in _NO_LARGER:
+        return sum(tensor.size for tensor in tensors)
     return None if op_type in _EXPANDS else math.prod(tensor.size + 1 for tensor in tensors)
 
 
@@ -104,16 +108,12 @@ def evaluate(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> 
         Refused: The operator cannot be computed on these inputs without an error or a warning.
     """
     try:
-        with np.errstate(all="raise", under="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with np.errstate(all="raise", under="ignore"):
             if node.op_type == "Cast":
                 _check_cast(node, inputs)
             found: Any = direct.compute(node, inputs)
             if found is None:
-                from onnx.reference.ops import load_op  # not before it is needed: it takes long
-
-                operator: Any = load_op("", node.op_type, opset)
-                found = operator.eval(*inputs, n_outputs=len(node.outputs), **_attributes(node))
+                found = _by_reference(node, opset, inputs)
     except Refused:
         raise
     except FloatingPointError as error:
@@ -122,6 +122,15 @@ def evaluate(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> 
         raise Refused(f"the reference implementation cannot compute it: {error}") from error
     outputs = list(found) if isinstance(found, list | tuple) else [found]
     return [np.asarray(array, order="C") for array in outputs[: len(node.outputs)]]
+
+
+def _by_reference(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> Any:
+    from onnx.reference.ops import load_op  # not before it is needed: it takes long
+
+    operator: Any = load_op("", node.op_type, opset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return operator.eval(*inputs, n_outputs=len(node.outputs), **_attributes(node))
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:

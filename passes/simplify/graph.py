@@ -15,11 +15,15 @@ import onnx_ir as ir
 
 from graphopt import walk
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, site
-from graphopt.shapes import Facts
+from graphopt.model.weights import graphs
+from graphopt.shapes import Facts, shape_of
 from graphopt.walk import defined, subgraphs
 
 if TYPE_CHECKING:
     from .symbolic import Symbolic
+
+_REACH = 16
+"""So many operators on, rules may look back at a change; where they look further back, the next run of the pass finds it."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +34,50 @@ class Root:
     opsets: Mapping[str, int]
     initializers: bool
     """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
+    branches: bool
+    """Whether there may be subgraphs."""
+    taken: dict[tuple[ir.Graph, str], set[str]]
+    """The names of all values and of all nodes that there have been since they were first asked for."""
 
     @cached_property
     def nodes(self) -> Sequence[ir.Node]:
         """Every node, each before those of its subgraphs, as they were when a step first asked."""
-        return [*walk.nodes(self.graph)]
+        return [*(walk.nodes(self.graph) if self.branches else self.graph)]
 
     @cached_property
     def graphs(self) -> Sequence[ir.Graph]:
         """The graph and all its subgraphs, each before its own."""
-        return [self.graph, *(graph for node in self.nodes for graph in subgraphs(node))]
+        return [self.graph, *(graph for node in self.nodes if self.branches for graph in subgraphs(node))]
 
-    @cached_property
+    @property
     def names(self) -> set[str]:
-        """The names of all values, when first asked for; who gives a new name adds it."""
-        return {value.name for graph in self.graphs for value in defined(graph) if value.name}
+        """The names of all values, and of some that are gone; who gives a new name adds it."""
+        if (self.graph, "values") not in self.taken:
+            self.taken[self.graph, "values"] = {v.name for graph in self.graphs for v in defined(graph) if v.name}
+        return self.taken[self.graph, "values"]
 
     def new_name(self, name: str) -> str:
         """``name`` with a number that makes it new in the whole root."""
-        number = 1
-        while (new := f"{name}_{number}") in self.names:
-            number += 1
-        self.names.add(new)
-        return new
+        return _numbered(name, self.names)
+
+    def new_node_name(self, name: str) -> str:
+        """``name`` with a number that no node has yet."""
+        if (self.graph, "nodes") not in self.taken:
+            self.taken[self.graph, "nodes"] = {node.name for node in self.nodes if node.name}
+        return _numbered(name, self.taken[self.graph, "nodes"])
 
     @property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
         return self.opsets.get("", self.opsets.get("ai.onnx", 1))
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    number = 1
+    while (new := f"{name}_{number}") in taken:
+        number += 1
+    taken.add(new)
+    return new
 
 
 @dataclass
@@ -75,16 +95,19 @@ class Work:
     """Nodes that could be computed ahead of time but were not, and why."""
     excludes: bool = True
     """Whether the user asked to leave anything alone."""
-    compared: set[tuple[ir.Value, ir.Graph]] = field(default_factory=set)
+    compared: Mapping[ir.Value, ir.Graph] = field(default_factory=dict)
     """The initializers when they were last compared, each with the graph that it was in."""
-    current: bool = False
-    """Whether the graph is still as it was when the facts were looked at."""
+    near: Container[ir.Node] | None = None
+    """Where a step needs to look: close to what has changed since it did; None is everywhere."""
     inferred: bool = False
     """Whether the facts are what inference says of the graph as it is."""
     learnt: bool = False
-    """Whether a step has found out more than was known: steps before it may do more now."""
+    """Whether a step has found out more than was known: others may do more now."""
     symbolic: Symbolic | None = None
     """What was known of the main graph when a step first asked; true of the values that were there then."""
+    _taken: dict[tuple[ir.Graph, str], set[str]] = field(default_factory=dict)
+    _inputs: dict[ir.Node, Sequence[ir.Value | None]] = field(default_factory=dict)
+    """What each node read when the model was last changed."""
     _operators: dict[ir.Graph, list[tuple[str, ir.Node]]] = field(default_factory=dict)
 
     @cached_property
@@ -96,24 +119,56 @@ class Work:
         return annotated_names(self.model) if self._has_annotations else set()
 
     @cached_property
+    def branches(self) -> bool:
+        """Whether there were subgraphs, in functions too, when a step first asked; no step makes a new one."""
+        return any(subgraphs(node) for graph in graphs(self.model) for node in graph)
+
+    @cached_property
     def roots(self) -> Sequence[Root]:
         """The main graph and the functions."""
-        model = self.model
-        main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT)
-        return [main, *(Root(f.graph, f.opset_imports, initializers=False) for f in model.functions.values())]
+        model, shared = self.model, (self.branches, self._taken)
+        main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT, *shared)
+        return [main, *(Root(f.graph, f.opset_imports, False, *shared) for f in model.functions.values())]
 
-    def changed(self) -> None:
-        """Take note that a step has changed the model: what was listed of it is not true any more."""
+    def changed(self) -> set[ir.Node] | None:
+        """Take note that a step has changed the model, and tell which nodes are close to what has changed since the last time.
+
+        Rules look back along a chain of operators, at what reads the values in it, and at what reads the node's own output.
+        None is every node: where a step has not looked yet, and where values are captured.
+        """
         self.__dict__.pop("roots", None)
         self._operators.clear()
-        self.current = self.inferred = False
+        self.inferred = False
+        if not self.facts or self.branches:
+            return None
+        before, self._inputs = self._inputs, {node: node.inputs for root in self.roots for node in root.nodes}
+        touched = [node for node, inputs in self._inputs.items() if before.get(node) is not inputs]
+        gone = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
+        front = {*touched}
+        for value in {value for inputs in (*gone, *(node.inputs for node in touched)) for value in inputs}:
+            producer = None if value is None else value.producer()
+            if value is not None and producer is not None:
+                front |= {producer, *(use.node for use in value.uses())}
+        near: set[ir.Node] = set()
+        for _ in range(_REACH):
+            near |= front
+            front = {use.node for node in front for output in node.outputs for use in output.uses()} - near
+        return near
 
     def operators(self, root: Root, op_types: Container[str]) -> Iterator[ir.Node]:
         """The nodes of these types that may be rewritten, in order, but for those that are removed on the way."""
         listed = self._operators.get(root.graph)
         if listed is None:
-            listed = self._operators[root.graph] = [(node.op_type, node) for node in root.nodes if self.is_operator(node)]
-        return (node for op_type, node in listed if op_type in op_types and node.graph is not None)
+            listed = [(node.op_type, node) for node in root.nodes if node.domain == ""]
+            if self.excludes or self.model.functions:
+                listed = [(op_type, node) for op_type, node in listed if self.is_operator(node)]
+            self._operators[root.graph] = listed
+        chosen = [node for op_type, node in listed if op_type in op_types and self.is_near(node)]
+        return (node for node in chosen if node.graph is not None)
+
+    def is_near(self, node: ir.Node) -> bool:
+        """Whether a step needs to look at a node."""
+        return self.near is None or node in self.near
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
@@ -131,7 +186,7 @@ class Work:
         known = self._known(value)
         if known is None or known.shape is None or not isinstance(known.type, ir.TensorType) or not known.shape.is_static():
             return None
-        return known.shape.numpy()
+        return known.shape.dims  # type: ignore[return-value]  # ints, for it is static
 
     def _known(self, value: ir.Value | None) -> ir.TypeAndShape | None:
         if value is None:
@@ -190,7 +245,7 @@ def put_constant(root: Root, outputs: Sequence[ir.Value], tensor: ir.TensorProto
         name = inside[0].name or "constant"
         if inside[0].graph is not home:
             name = root.new_name(name)
-        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape_of(tensor), const_value=tensor)
         home.register_initializer(new)
         for output in inside:
             output.replace_all_uses_with(new)
@@ -204,7 +259,7 @@ def _put_node(output: ir.Value, tensor: ir.TensorProtocol) -> None:
     assert node is not None
     assert node.graph is not None
     graph, position = node.graph, output_position(output)
-    new = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
+    new = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=shape_of(tensor))
     producer = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=f"{output.name}_constant")
     graph.insert_before(node, producer)
     if position is None:
@@ -219,14 +274,9 @@ def remove(nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
         for subgraph in subgraphs(node):
             for inner in walk.nodes(subgraph):
-                _release(inner)
-        _release(node)
+                inner.resize_inputs(0)
+        node.resize_inputs(0)
         assert node.graph is not None
         by_graph.setdefault(node.graph, []).append(node)
     for graph, members in by_graph.items():
         graph.remove(members, safe=True)
-
-
-def _release(node: ir.Node) -> None:
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)

@@ -8,22 +8,17 @@ constant may now have fixed dimensions.
 from __future__ import annotations
 
 from graphopt.contracts import Change
-from graphopt.shapes import infer, is_known
+from graphopt.shapes import infer, is_known, tells_more
 
 from .graph import Work
 
 
 def learn(work: Work) -> list[Change]:
     """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says whether more is known now."""
-    if work.current:
-        return []
-    work.current, work.symbolic = True, None
     if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
         return []
     known, work.facts, work.inferred = work.facts, infer(work.model, work.facts), True
-    work.learnt = any(
-        value not in known or (known[value].shape != found.shape and not is_known(known[value]))
-        for value, found in work.facts.items()
-        if not value.is_initializer()
-    )
+    work.learnt = tells_more(work.facts, known)
+    if work.learnt:
+        work.symbolic = None
     return []

@@ -81,7 +81,7 @@ def _split(edit: Collapse, source: ir.Value, axis: int, sizes: list[int], slices
         edit.work.facts[new] = known
         edit.known.tell(new, old)
         outputs.append(new)
-    node = ir.Node("", "Split", inputs, attributes, outputs=outputs, name=edit.new_node_name(site(slices[0])))
+    node = ir.Node("", "Split", inputs, attributes, outputs=outputs, name=edit.root.new_node_name(site(slices[0])))
     if behind is None:
         graph.insert_before(place, node)
     else:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant
+from graphopt.shapes import is_known
 
 from .dims import Dim, Poly, TooLongError, are_equal, is_nonnegative, larger, product, quotient, remainder, smaller, symbol
 from .graph import Root, Work
@@ -44,14 +45,15 @@ class Symbolic:
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
         self._numbers: dict[ir.Value, Array | None] = {}
         self._unknown = 0
-        for node in root.nodes:
-            self._evaluate(node)
+        for node in root.nodes:  # of others, what inference says is all there is
+            if node.op_type in _NUMBERS or not all(is_known(work.facts.get(output)) for output in node.outputs):
+                self._evaluate(node)
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The dimensions of a value; None if not even their number is known."""
         if value is None:
             return None
-        if value not in self._dims:  # not given by a node
+        if value not in self._dims:
             known = self._inferred(value)
             self._dims[value] = None if known is None else self._named(known)
         return self._dims[value]
@@ -164,7 +166,7 @@ class Symbolic:
 def symbolic(work: Work, root: Root) -> Symbolic:
     """What is known of the main graph, evaluated once after ``learn``: what steps change leaves it true."""
     if work.symbolic is None:
-        work.symbolic, work.learnt = Symbolic(work, root), True
+        work.symbolic = Symbolic(work, root)
     return work.symbolic
 
 
