@@ -172,37 +172,28 @@ def compare(
         ModelError: One of the models failed on it.
     """
     kept = reference if isinstance(reference, Reference) else Reference(reference, data, limit_bytes=0)
-    names: list[str] = []
     assert kept.data.stream is data.stream, "the reference was made for other data"
     data = data if limit is None else data.first(limit)
-    found: dict[str, _Difference] = {}
-    mismatches: dict[str, str] = {}
+    differences = Differences()
     meters = (metric(), metric()) if metric is not None else None
     samples = 0
     with (progress or Silent()).stage("comparing with the original", total=data.size) as step:
         for batch in data.batches():
             before, after = kept.outputs(samples, batch), candidate.run(batch.feed)
-            names = list(before)
-            for name, expected in before.items():
-                if (problem := _mismatch(expected, after.get(name))) is not None:
-                    mismatches.setdefault(name, problem)
-                else:
-                    found.setdefault(name, _Difference()).update(expected, after[name])
-            if meters is not None and not mismatches:
+            differences.update(before, after)
+            if meters is not None and not differences.mismatches:
                 meters[0].update(before, before, batch.labels, batch.feed)
                 meters[1].update(after, before, batch.labels, batch.feed)
             samples += batch.samples
             step(batch.samples)
     kept.rest()
     result = None
-    if metric is not None and meters is not None and not mismatches:
+    if metric is not None and meters is not None and not differences.mismatches:
         values = meters[0].value(), meters[1].value()
         if math.isnan(values[0]):
             raise DataError(f"the metric {metric.name!r} of the original is not a number on this data", where=data.name)
         result = MetricResult(metric.name, *values, drop=metric.drop(*values))
-    outputs = {name: found[name].result() for name in names if name in found}
-    outputs |= {name: Divergence(math.inf, math.inf, 0.0, -math.inf) for name in mismatches}
-    return Evaluation(samples, outputs, result, mismatches)
+    return Evaluation(samples, differences.result(), result, differences.mismatches)
 
 
 def problems(evaluation: Evaluation, outputs: Sequence[TensorSpec], tolerances: Mapping[str, float] | None = None) -> list[str]:
@@ -228,6 +219,29 @@ def problems(evaluation: Evaluation, outputs: Sequence[TensorSpec], tolerances: 
                 f"output {spec.name!r} differs by {size if tolerance else f'{divergence.max_abs:g}; it must be equal'}"
             )
     return found
+
+
+class Differences:
+    """What tells the outputs of two models apart, batch by batch."""
+
+    def __init__(self) -> None:
+        self.mismatches: dict[str, str] = {}
+        """Outputs that cannot be compared, each with what is wrong with it."""
+        self._found: dict[str, _Difference] = {}
+
+    def update(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> None:
+        """Take the outputs of one batch."""
+        for name, expected in before.items():
+            found = self._found.setdefault(name, _Difference())
+            if (problem := _mismatch(expected, after.get(name))) is not None:
+                self.mismatches.setdefault(name, problem)
+            else:
+                found.update(expected, after[name])
+
+    def result(self) -> dict[str, Divergence]:
+        """How far each output is from what it was, in the order of the first model."""
+        outputs = {name: found.result() for name, found in self._found.items() if name not in self.mismatches}
+        return outputs | {name: Divergence(math.inf, math.inf, 0.0, -math.inf) for name in self.mismatches}
 
 
 class _Difference:

@@ -9,7 +9,7 @@ really costs is measured on the whole plan (``trial.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,7 +80,21 @@ def measured(opened: Callable[[], Session], reference: evaluate.Reference) -> fl
     """The damage that a changed model shows on the samples of the reference; infinite if it cannot be run."""
     try:
         with opened() as session:
-            compared = evaluate.compare(reference, session, reference.data)
+            return _damage(evaluate.compare(reference, session, reference.data).outputs)
     except GraphoptError:
         return math.inf
-    return sum(10 ** (-output.sqnr_db / 10) for output in compared.outputs.values())
+
+
+def between(before: Iterable[evaluate.Outputs], after: Iterable[evaluate.Outputs]) -> float:
+    """The damage between the outputs of two models, batch by batch; infinite if the second cannot be run."""
+    differences = evaluate.Differences()
+    try:
+        for expected, found in zip(before, after, strict=True):
+            differences.update(expected, found)
+    except GraphoptError:
+        return math.inf
+    return _damage(differences.result())
+
+
+def _damage(outputs: Mapping[str, evaluate.Divergence]) -> float:
+    return sum(10 ** (-output.sqnr_db / 10) for output in outputs.values())

@@ -9,7 +9,7 @@ sequence    layer by layer in topological order, with the error made so far take
 from __future__ import annotations
 
 from .layers import Layer, layer, layers
-from .sequence import Put, Step, affected, best, refit
+from .sequence import Put, Step, affected, best, fit_some, refit, samples_a_run
 from .squares import Moments, centred, choose, fit, solve
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "centred",
     "choose",
     "fit",
+    "fit_some",
     "layer",
     "layers",
     "refit",
+    "samples_a_run",
     "solve",
 ]

@@ -63,6 +63,11 @@ class Step:
         """Name of what the layer's node computes."""
         return self.layer.node.outputs[0].name or ""
 
+    @property
+    def goals(self) -> list[str]:
+        """Names of the original's values that the layer is to give, in sum."""
+        return [self.target.name or "", *self.plus]
+
 
 def affected(
     original: ir.Model,
@@ -121,7 +126,7 @@ def refit(
     if not steps:
         return []
     random = np.random.default_rng(0)
-    data = data.batched(_batch(original))
+    data = data.batched(samples_a_run(original))
     changes = []
     with (
         tempfile.TemporaryDirectory(prefix="graphopt-refit-") as temporary,
@@ -140,22 +145,37 @@ def refit(
                 before.advance(before.position_of(one.made))
                 after.advance(position)
                 late = 0
-            moments = _moments(one, before, after, data.size, random)
+            moments = _moments(one, before, after, random)
             if moments and (change := (put or best)(one, *moments)):
                 changes.append(change)
             step(1)
     return changes
 
 
-def _batch(model: ir.Model) -> int:
-    """Samples a run, so that no value takes more than some megabytes."""
+def fit_some(steps: Sequence[Step], before: Replay, after: Replay) -> None:
+    """Fit a few layers to their best weights one after the other, in place, where replays of both models stand.
+
+    Args:
+        steps: Layers of the changed model, in its order.
+        before: The original; what the layers are to give is kept.
+        after: The changed model; nothing is kept of it that these layers change.
+    """
+    before.keep(name for one in steps for name in one.goals)
+    random = np.random.default_rng(0)
+    for one in steps:
+        if moments := _moments(one, before, after, random):
+            best(one, *moments)
+
+
+def samples_a_run(model: ir.Model) -> int:
+    """As many that no value takes more than some megabytes."""
     shapes = [known.shape for known in sizes.infer(model).values() if known.shape is not None and known.shape.is_static()]
     largest = max((4 * math.prod(shape.numpy()) for shape in shapes), default=1)
     return max(1, min(_BATCH, _BATCH_BYTES // max(largest, 1)))
 
 
 def _moments(
-    one: Step, before: Replay, after: Replay, samples: int, random: np.random.Generator
+    one: Step, before: Replay, after: Replay, random: np.random.Generator
 ) -> tuple[list[Moments], list[Moments]] | None:
     """Second moments of each group of the layer, of rows to fit and of others; None where shapes differ or it is too large."""
     reads, asked = one.layer.reads.name or "", one.layer.patches
@@ -165,7 +185,7 @@ def _moments(
         return None
     found = tuple([Moments.empty(k, out) for _ in range(groups)] for _ in range(2))
     wanted = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * k)
-    names, goals = [reads, *([one.minus] if one.minus else [])], [one.target.name or "", *one.plus]
+    names, goals = [reads, *([one.minus] if one.minus else [])], one.goals
     for number, (whole, now) in enumerate(zip(before.run(goals), after.run(names), strict=True)):
         target = sum((whole[name] for name in goals[1:]), whole[goals[0]])
         if one.kept is not None and not one.kept.all():
@@ -176,7 +196,7 @@ def _moments(
             target = target - now[one.minus]
         batch = len(target)
         count = rows.positions(target, asked)
-        each = -(-wanted * batch // samples) // (batch if asked else 1)
+        each = -(-wanted * batch // before.samples) // (batch if asked else 1)
         chosen = np.sort(random.permutation(count)[: max(1, each)]) if each < count else np.arange(count)
         x, t = rows.inputs(now[reads], asked, chosen), rows.outputs(target, asked, chosen)
         if x.shape[:2] != t.shape[:2]:

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
-from graphopt import evaluate, sensitivity
+import onnx_ir as ir
+
+from graphopt import sensitivity
 from graphopt.contracts import Context, Setting, Site
 from graphopt.dataset import Batch, Dataset, Span
+from graphopt.reconstruct import Step, fit_some, samples_a_run
+from graphopt.replay import Replay
 
 from .refit import Version
 
@@ -26,13 +34,26 @@ _SAMPLES = 96
 """On which the damage of each site is measured, of few data a third."""
 _FITTED_ON = 48
 """Other samples, which the change is fitted to."""
+_FITTED = 3
+"""Layers behind a change that are fitted to see what it does to the outputs: those further on mend little more."""
+
+_Model = TypeVar("_Model")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model on the way, replayed on the samples that changes are fitted to, and on those that judge them."""
+
+    version: Version
+    fitted: Replay
+    judged: Replay
 
 
 def measured(
     start: Version,
     sites: Sequence[Site],
     saved: Mapping[Site, float],
-    changed: Callable[[Version, Site, Setting, Dataset], Version],
+    removed: Callable[[Version, Site, Setting], tuple[Version, Sequence[Step]]],
     context: Context,
 ) -> dict[Site, float]:
     """The damage of each site, at its setting in the middle.
@@ -41,37 +62,50 @@ def measured(
         start: With no change.
         sites: What can be changed.
         saved: What those save that are measured in turn.
-        changed: Makes the model with one change more, fitted to some data.
+        removed: Makes the model with one removal more, and says which layers are to be fitted.
         context: Of the pass.
     """
     assert context.data is not None, "the pass says that it needs data"
+    outputs = [value.name or "" for value in start.model.graph.outputs]
     samples = _spare(context.data)
-    fitted = context.data.first(fitted_on(context.data, _FITTED_ON))
+    data = [context.data.first(fitted_on(context.data, _FITTED_ON)), _last(context.data, samples).first(samples)]
 
-    def change(version: Version, site: Site) -> Version:
-        return changed(version, site, middle(site.settings), fitted)
+    with tempfile.TemporaryDirectory(prefix="graphopt-damage-") as temporary:
 
-    with context.open_session(start.model) as session:
-        reference = evaluate.Reference(session, _last(context.data, samples).first(samples))
+        def replay(model: ir.Model, source: Dataset | Replay, changing: Sequence[Step] = ()) -> Replay:
+            folder = Path(tempfile.mkdtemp(dir=temporary))
+            return Replay(model, source, context.open_session, folder, [step.layer.node for step in changing])
 
-        def harm(version: Version) -> float:
-            return sensitivity.measured(lambda: context.open_session(version.model), reference)
+        small = samples_a_run(start.model)
+        teacher = replay(start.past.teacher, data[0].batched(small))
+        original = Candidate(start, replay(start.model, teacher), replay(start.model, data[1].batched(small)))
+        original.judged.keep(outputs)
+
+        def change(base: Candidate, site: Site) -> Candidate:
+            version, steps = removed(base.version, site, middle(site.settings))
+            steps = steps[:_FITTED]
+            fitted = replay(version.model, base.fitted, steps)
+            fit_some(steps, teacher, fitted)
+            return Candidate(version, fitted, replay(version.model, base.judged))
+
+        def harm(one: Candidate) -> float:
+            return sensitivity.between(original.judged.run(outputs), one.judged.run(outputs))
 
         found = {}
         with context.progress.stage("measuring what each site does to the outputs", len(sites)) as step:
             for site in sites:
-                found[site] = harm(change(start, site))
+                found[site] = harm(change(original, site))
                 step(1)
         with context.progress.stage("measuring what blocks do to the outputs one after another"):
-            return found | in_turn(start, {site: found[site] for site in saved}, saved, change, harm)
+            return found | in_turn(original, {site: found[site] for site in saved}, saved, change, harm)
 
 
 def in_turn(
-    start: Version,
+    start: _Model,
     alone: Mapping[Site, float],
     saved: Mapping[Site, float],
-    change: Callable[[Version, Site], Version],
-    harm: Callable[[Version], float],
+    change: Callable[[_Model, Site], _Model],
+    harm: Callable[[_Model], float],
 ) -> dict[Site, float]:
     """What each site does to the outputs that those before it have not done: what saves most for its damage goes first.
 
@@ -80,7 +114,7 @@ def in_turn(
     """
     found, left = {**alone}, {**alone}
     version, level = start, 0.0
-    fresh: dict[Site, Version | None] = dict.fromkeys(alone)
+    fresh: dict[Site, _Model | None] = dict.fromkeys(alone)
     while left and level < _ENOUGH:
         site = max(left, key=lambda one: saved[one] / max(left[one], _NO_DAMAGE))
         if site in fresh:

@@ -21,7 +21,6 @@ from graphopt import model as models
 from graphopt.axes import Channels, Group
 from graphopt.axes.remove import keeping
 from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
-from graphopt.dataset import Dataset
 from graphopt.reconstruct import Step, refit
 
 from . import criteria, damage, gradients, readers, selection, shares
@@ -36,8 +35,6 @@ _ALIGNED = 4
 """On the clock numbers of units are multiples of it: onnxruntime convolves others without its fast layout, slower than more."""
 _SAMPLES = 1000
 _MOST_ROUNDS = 20
-_FITTED = 3
-"""Layers behind a change that are fitted to see what it does to the outputs: those further on mend little more."""
 LEFT_OUT = Setting("left out", "left out")
 """The one setting of a block."""
 
@@ -401,15 +398,13 @@ class Structured(LossyPass):
         ``saved``: what each block saves, in any unit.
         """
 
-        def changed(version: Version, site: Site, setting: Setting, data: Dataset) -> Version:
+        def removed(version: Version, site: Site, setting: Setting) -> tuple[Version, Sequence[Step]]:
             candidate = models.clone(version.model)
             _, past, steps = self._remove(candidate, self._parts(candidate, context), {site: setting}, known, version.past)
-            if self.options.reconstruct:
-                refit(past.teacher, candidate, steps[:_FITTED], context, data)
-            return Version(candidate, past)
+            return Version(candidate, past), steps if self.options.reconstruct else ()
 
         start = Version(parts.model, self._past or Past.none(parts.model, {}))
-        found = damage.measured(start, sites, saved, changed, context)
+        found = damage.measured(start, sites, saved, removed, context)
         for site in sites:
             if site.name not in parts.blocks:
                 count = _count(damage.middle(site.settings))
