@@ -18,13 +18,12 @@ from pydantic import Field, model_validator
 
 from graphopt import axes, cost
 from graphopt import model as models
-from graphopt.axes import Channels, Group
-from graphopt.axes.remove import keeping
+from graphopt.axes import Group
 from graphopt.contracts import Array, Change, Context, Figure, Grade, LossyPass, Need, PassOptions, Plan, Setting, Site
 from graphopt.reconstruct import Step, refit
 
 from . import criteria, damage, gradients, readers, selection, shares
-from .blocks import Block, blocks, leave_out
+from .parts import Parts, prepared
 from .refit import Past, Version
 from .selection import Reader, Selection
 
@@ -82,17 +81,6 @@ class _Known:
     def offered(self) -> dict[str, int]:
         """The sizes of sites that are not declined."""
         return {name: size for name, size in self.sizes.items() if name not in self.declined}
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a model could lose: groups of units and blocks, by the names of their sites."""
-
-    model: ir.Model
-    channels: Channels
-    groups: Mapping[str, Group]
-    blocks: Mapping[str, Block]
-    macs: Mapping[ir.Node, int]
 
 
 class Structured(LossyPass):
@@ -155,7 +143,7 @@ class Structured(LossyPass):
     def sites(self, model: ir.Model, context: Context) -> Sequence[Site]:
         """Every group of units that go together, with the numbers that may go, and every block; declined ones with why."""
         self._recall(model)
-        parts = self._parts(axes_prepared(model), context)
+        parts = self._parts(prepared(model), context)
         found = [self._site(name, group, context) for name, group in parts.groups.items()]
         for name, block in parts.blocks.items():
             nodes = tuple(node.name or "" for node in (block.join, *block.nodes))
@@ -165,7 +153,7 @@ class Structured(LossyPass):
     def grades(self, model: ir.Model, sites: Sequence[Site], context: Context) -> Mapping[tuple[Site, Setting], Grade]:
         """What each number of units, and each block, saves and costs, one by one."""
         self._recall(model)
-        parts = self._parts(axes_prepared(model), context)
+        parts = self._parts(prepared(model), context)
         known = self._selected(parts, context)
         profile = context.profile(model) if context.profile is not None else ()
         times = shares.node_times(parts.model, profile)
@@ -196,7 +184,7 @@ class Structured(LossyPass):
         return grades
 
     def _scaling(
-        self, model: ir.Model, parts: _Parts, sites: Sequence[Site], times: Mapping[ir.Node, float], context: Context
+        self, model: ir.Model, parts: Parts, sites: Sequence[Site], times: Mapping[ir.Node, float], context: Context
     ) -> Mapping[ir.Node, float]:
         """Of each node's time what goes with its channels, by a second measurement with about half of them."""
         width = context.target.channels_at_once
@@ -246,8 +234,9 @@ class Structured(LossyPass):
         changes = axes.prepare(model)
         parts = self._parts(model, context)
         known = self._selected(parts, context)
-        told, past, steps = self._remove(model, parts, plan, known, past or Past.none(model, known.offered()))
-        changes += told
+        gone = _gone(plan, known)
+        changes += parts.told(*gone)
+        past, steps = parts.remove(*gone, past or Past.none(model, known.offered()))
         if context.draft:
             return changes
         if self.options.reconstruct:
@@ -258,25 +247,6 @@ class Structured(LossyPass):
 
     # ------------------------------------------------------------------------------------------------------------- parts
 
-    def _remove(
-        self, model: ir.Model, parts: _Parts, plan: Plan, known: _Known, past: Past
-    ) -> tuple[list[Change], Past, list[Step]]:
-        """Remove what is planned, in place: what goes, what became of the first model by then, and the layers to be fitted."""
-        chosen = [parts.blocks[site.name] for site in plan if site.name in parts.blocks]
-        going = {node for block in chosen for node in block.nodes}
-        removal = {
-            parts.groups[site.name]: known.selections[site.name].order[: _count(setting)]
-            for site, setting in plan.items()
-            if site.name in parts.groups and not going.issuperset(use.node for use in parts.groups[site.name].producers)
-        }
-        kept = keeping(parts.channels, removal)
-        told = self._told(parts, removal, chosen)
-        axes.remove(model, parts.channels, removal)
-        order = {node: place for place, node in enumerate(model.graph)}
-        stand_ins = leave_out(model, sorted(chosen, key=lambda block: order[block.join]))
-        past = past.without(parts.channels, kept, stand_ins)
-        return told, past, past.steps(model, parts.channels, kept, stand_ins)
-
     def _recall(self, model: ir.Model) -> Past | None:
         """The past of a model that an earlier round made; None: there was none."""
         for past in (self._made, self._past):
@@ -286,13 +256,8 @@ class Structured(LossyPass):
         self._past = None
         return None
 
-    def _parts(self, prepared: ir.Model, context: Context) -> _Parts:
-        found = axes.analyse(prepared)
-        dims = cost.dims_as_fed(prepared, context.data) if context.data is not None else {}
-        macs = {node: count or 0 for node, count in cost.node_macs(prepared, dims).items()}
-        groups = {name: group for name, group in by_name(found).items() if self.takes(group)}
-        offered = blocks(prepared, macs) if self.takes_blocks() else ()
-        return _Parts(prepared, found, groups, {block.name: block for block in offered}, macs)
+    def _parts(self, prepared: ir.Model, context: Context) -> Parts:
+        return Parts(prepared, context.data, self.takes, self.takes_blocks())
 
     def _site(self, name: str, group: Group, context: Context) -> Site:
         made = group.producers[0].node
@@ -308,26 +273,6 @@ class Structured(LossyPass):
 
     def _on_the_clock(self, context: Context) -> bool:
         return context.profile is not None and context.goal == "latency"
-
-    def _told(self, parts: _Parts, removal: Mapping[Group, Array], chosen: Sequence[Block]) -> list[Change]:
-        """What goes, group by group and block by block, and what that saves."""
-        whole = max(sum(parts.macs.values()), 1)
-
-        def saving(saved: shares.Saved) -> str:
-            return f"alone it saves {saved.macs / whole:.1%} of the MACs and {saved.bytes / 1e3:.1f} kB"
-
-        names = {group: name for name, group in parts.groups.items()}
-        changes = []
-        for group, gone in removal.items():
-            what = f"{group.size - len(gone)} of {group.size} channels are left"
-            tied = len({use.node for use in group.producers}) - 1
-            also = f"; tied to those of {tied} more" if tied else ""
-            why = f"the layers that read it lose least without these: {saving(shares.saved(group, gone, parts.macs, {}))}{also}"
-            changes.append(Change(names[group], what, why))
-        for block in chosen:
-            what = f"a block of {len(block.nodes) + 1} nodes is left out"
-            changes.append(Change(block.name, what, saving(shares.left_out(block, parts.macs, {}))))
-        return changes
 
     def _counts(self, name: str, size: int, context: Context) -> list[int]:
         """How many units may go, from few to many."""
@@ -345,7 +290,7 @@ class Structured(LossyPass):
         counts = {size - -(-count // multiple) * multiple for count in left}
         return sorted(count for count in counts if count > 0)
 
-    def _selected(self, parts: _Parts, context: Context) -> _Known:
+    def _selected(self, parts: Parts, context: Context) -> _Known:
         """The order in which each group's units go; found once for each model."""
         groups = parts.groups
         held = tuple(w for group in groups.values() for use in group.producers if (w := use.value.const_value) is not None)
@@ -391,7 +336,7 @@ class Structured(LossyPass):
         return found
 
     def _damage(
-        self, parts: _Parts, sites: Sequence[Site], known: _Known, saved: Mapping[Site, float], context: Context
+        self, parts: Parts, sites: Sequence[Site], known: _Known, saved: Mapping[Site, float], context: Context
     ) -> dict[Site, float]:
         """Of a block, what it is to the outputs to leave it out; of a group, what its error of 1 is.
 
@@ -400,7 +345,7 @@ class Structured(LossyPass):
 
         def removed(version: Version, site: Site, setting: Setting) -> tuple[Version, Sequence[Step]]:
             candidate = models.clone(version.model)
-            _, past, steps = self._remove(candidate, self._parts(candidate, context), {site: setting}, known, version.past)
+            past, steps = self._parts(candidate, context).remove(*_gone({site: setting}, known), version.past)
             return Version(candidate, past), steps if self.options.reconstruct else ()
 
         start = Version(parts.model, self._past or Past.none(parts.model, {}))
@@ -412,27 +357,15 @@ class Structured(LossyPass):
         return found
 
 
+def _gone(plan: Plan, known: _Known) -> tuple[dict[str, Array], list[str]]:
+    """By site the units that a plan removes, and the sites of the blocks that it leaves out."""
+    blocks = [site.name for site, setting in plan.items() if setting == LEFT_OUT]
+    counts = {site.name: _count(setting) for site, setting in plan.items() if setting != LEFT_OUT}
+    return {name: known.selections[name].order[:count] for name, count in counts.items()}, blocks
+
+
 def _pair(before: Sequence[float], after: Sequence[float]) -> dict[str, Sequence[float]]:
     return {"before": before, "after": after}
-
-
-def axes_prepared(model: ir.Model) -> ir.Model:
-    """A clone, as ``axes.prepare`` makes it."""
-    prepared = models.clone(model)
-    axes.prepare(prepared)
-    return prepared
-
-
-def by_name(channels: Channels) -> dict[str, Group]:
-    """Groups by the names of their sites, each its own."""
-    found: dict[str, Group] = {}
-    for group in channels.groups():
-        name, number = group.name, 1
-        while name in found:
-            number += 1
-            name = f"{group.name} ({number})"
-        found[name] = group
-    return found
 
 
 def _count(setting: Setting) -> int:
