@@ -140,6 +140,21 @@ def test_a_block_is_graded_by_what_it_saves_and_does() -> None:
     assert all(0 < grade.damage < 0.1 for grade in blocks)
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_the_damage_of_a_block_is_that_between_the_whole_models(index: int) -> None:
+    before = chain()
+    feed = normal(before, 96)
+    with context(before, **feed) as made:
+        rewrite = PruneLayers(PruneLayers.Options(reconstruct=False))
+        site = [site for site in rewrite.sites(before, made) if site.settings][index]
+        [grade] = rewrite.grades(before, [site], made).values()
+        candidate = model.clone(before)
+        rewrite.apply(candidate, {site: site.settings[0]}, made)
+    judged = {name: array[-32:] for name, array in feed.items()}
+    [expected], [found] = run(before, judged).values(), run(candidate, judged).values()
+    assert grade.damage == pytest.approx(float(((expected - found) ** 2).sum() / (expected**2).sum()), rel=1e-3)
+
+
 def test_the_time_of_fused_kernels_is_that_of_the_layer_and_saved_in_steps_of_the_targets_width() -> None:
     net = Net(x=["N", 3, 8, 8])
     before = net.model(net.conv(net("Relu", net.conv("x", 3, 32)), 32, 4))
