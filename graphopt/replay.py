@@ -109,9 +109,9 @@ class Replay:
                 found = {} if session is None else session.run({name: held[name] for name in given})
                 yield {name: found[name] if name in found else held[name] for name in names}
 
-    def advance(self, position: int) -> None:
-        """Go on to a position; what was before cannot be asked for any more."""
-        wanted = self.crossing(position)
+    def advance(self, position: int, names: Iterable[str] = ()) -> None:
+        """Go on to a position; what was before cannot be asked for any more, but for the named values."""
+        wanted = [*dict.fromkeys([*self.crossing(position), *names])]
         gone = [kept for name, kept in self._held.items() if name not in wanted and kept.stem.parent == self._folder]
         self._write(self.run([name for name in wanted if name not in self._held]), gone)
         self._held = {name: self._held[name] for name in wanted}

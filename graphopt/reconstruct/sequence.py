@@ -138,11 +138,12 @@ def refit(
         before = Replay(original, data, context.open_session, folders[0])
         after = Replay(changed, data, context.open_session, folders[1])
         late = 0
-        for one in steps:
+        for place, one in enumerate(steps):
             late += 1
             position = after.position_of(one.made)
             if len(after.crossing(position)) <= len(after.crossing(after.position)) or late > _LATE:
-                before.advance(before.position_of(one.made))
+                goal = min((goal for later in steps[place:] for goal in later.goals), key=before.position_of)
+                before.advance(before.position_of(goal) + 1, [goal])
                 after.advance(position)
                 late = 0
             moments = _moments(one, before, after, random)
