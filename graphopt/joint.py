@@ -103,7 +103,7 @@ class Joint:
         self._end(self._head(()), self._named(self.tail) + " alone" if self.tail else "nothing")
         order = self._order()
         for head in self._within_budget(order):
-            self._end(head, f"{self._named(self.priced)} for {max(head.spent, 0):.0%} of the budget first")
+            self._end(head, f"{self._named(self.priced)} with {max(head.spent, 0):.0%} of the budget, then the others")
             if self.ends[-1].score > _CLOSE * self.ends[0].score:
                 break
         best = max(self.ends[1:], key=lambda end: end.score, default=self.ends[0])
@@ -113,11 +113,11 @@ class Joint:
         for row, path in zip(best.rows, best.files, strict=True):
             self.journal.add(row, path)
         what = "as fast" if self._on_the_clock else "as small"
-        told = "; ".join(f"{end.said} {end.score:.2f} times {what}" for end in self.ends)
-        run.notes.append(f"The budget was shared by what each pass buys: {told}. Kept: {best.said}.")
+        told = "; ".join(f"{end.said}: {end.score:.2f}× {what}" for end in self.ends)
+        run.notes.append(f"Tried under one budget: {told}. Kept: {best.said}.")
 
     def _named(self, places: Iterable[int]) -> str:
-        return " and ".join(dict.fromkeys(self.steps[at].name for at in places))
+        return " + ".join(dict.fromkeys(self.steps[at].name for at in places))
 
     @property
     def _on_the_clock(self) -> bool:
