@@ -165,7 +165,7 @@ def pruned(
         "db": min(output["sqnr_db"] for output in report["validation"]["outputs"].values()),
         **{name: report["timing"][name] for name in ("speedup", "speedup_low", "speedup_high")},
         "cpu_seconds": ran.cpu_seconds,
-        "peak_bytes": ran.peak_rss_bytes,
+        "peak_bytes": report["peak_rss_bytes"],  # its own: a child's begins at its parent's
     }
 
 
