@@ -15,7 +15,7 @@ raised until the budget holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,7 +67,7 @@ def uniform(sites: Sequence[Site]) -> Iterator[Plan]:
             yield plan
 
 
-def harshest(sites: Sequence[Site] | frozenset[Site]) -> Plan:
+def harshest(sites: Iterable[Site]) -> Plan:
     """Every one of these sites at its harshest setting."""
     return {site: site.settings[-1] for site in sites}
 

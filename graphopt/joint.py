@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from . import allocate, lossy
+from . import allocate
+from .candidates import Work
 from .contracts import Array, Context, Grade, LossyPass, NodeTime
 from .stage import Outcome, Stage
 
@@ -138,7 +139,7 @@ class Joint:
             assert isinstance(rewrite, LossyPass)
 
             def graded(rewrite: LossyPass = rewrite, at: int = at) -> Outcome:
-                work = lossy.Work.begin(self.trial, rewrite, before, run.temporary / "grading" / "model.onnx", context)
+                work = Work.begin(self.trial, rewrite, before, run.temporary / "grading" / "model.onnx", context)
                 with run.progress.stage(f"grading sites of {rewrite.name}"):
                     grades = rewrite.grades(work.before.model, work.sites, work.context)
                 steps = allocate.steps(work.sites, grades, worth)
@@ -168,7 +169,7 @@ class Joint:
             if isinstance(rewrite, LossyPass) and rewrite.per_site and (row := alone[rewrite.name]).kept:
                 left = {change.site for change in row.changes if not change.done}
                 stage = replace(run.stages[-1], model=graph)
-                work = lossy.Work.begin(self.trial, rewrite, stage, run.temporary / "in-the-end" / "model.onnx", context)
+                work = Work.begin(self.trial, rewrite, stage, run.temporary / "in-the-end" / "model.onnx", context)
                 sites = [site for site in work.sites if site.name not in left]
                 if sites and (times := work.times_changed(sites)) is not None:
                     return times
@@ -226,7 +227,7 @@ class Joint:
             assert isinstance(rewrite, LossyPass)
 
             def planned(rewrite: LossyPass = rewrite, before: Stage = before, path: Path = path, at: int = at) -> Outcome:
-                return lossy.Work.begin(self.trial, rewrite, before, path, context).planned(wanted[at])
+                return Work.begin(self.trial, rewrite, before, path, context).planned(wanted[at])
 
             outcome = self.trial.guarded(rewrite, planned) if wanted[at] else Outcome(True, _NOT_TAKEN)
             files.append(run.record(step, before, outcome, begun)[1])

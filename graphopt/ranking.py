@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from . import recipe as recipes
 from . import targets
+from .candidates import Work
 from .contracts import LossyPass, Progress, Silent
 from .environment import environment
 from .errors import UsageError
 from .job import Job, budgeted
-from .lossy import Work
 from .report.schema import ChangeRow, Environment, SensitivityRow
 from .run import Run
 
