@@ -10,10 +10,10 @@ from . import walk
 
 
 class Names:
-    """The names of a model's values and nodes, those of bodies included; each new one is added."""
+    """The names of the values and nodes of a model's graph, those of bodies included; each new one is added."""
 
-    def __init__(self, model: ir.Model) -> None:
-        graphs = [*walk.graphs(model.graph)]
+    def __init__(self, graph: ir.Graph) -> None:
+        graphs = [*walk.graphs(graph)]
         self._taken = {value.name for graph in graphs for value in walk.defined(graph)}
         self._taken |= {node.name for graph in graphs for node in graph}
 

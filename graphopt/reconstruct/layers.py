@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant
+from graphopt.names import Names
 from graphopt.observe import Patches, patches
 
 
@@ -186,16 +187,11 @@ def _add_bias(node: ir.Node, weight: ir.Value, offset: Array) -> None:
     dtype = _tensor(weight).dtype
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    name, number = f"{weight.name}_offset", 0
-    while name in graph.initializers:
-        number += 1
-        name = f"{weight.name}_offset_{number}"
+    name = Names(graph).new(f"{weight.name}_offset")
     array = offset.astype(dtype.numpy())
     value = ir.Value(name=name, const_value=ir.tensor(array, dtype=dtype, name=name), type=ir.TensorType(dtype))
     value.shape = ir.Shape(array.shape)
     graph.register_initializer(value)
-    if len(node.inputs) > 2:
-        node.replace_input_with(2, value)
-    else:
+    if len(node.inputs) < 3:
         node.resize_inputs(3)
-        node.replace_input_with(2, value)
+    node.replace_input_with(2, value)

@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from graphopt import model as models
 from graphopt.contracts import Context, NodeTime, Plan, Setting, Site
+from graphopt.names import Names
 
 from .forms import Sizes, option_of, zeros
 from .layers import layers
-from .write import Names, write
+from .write import write
 
 _LINEAR = frozenset({"Conv", "Gemm", "MatMul", "Gather"})
 _MULTIPLIES = ("Conv", "Gemm", "MatMul", "Gather")
@@ -57,7 +58,7 @@ def _times(model: ir.Model, plan: Plan, context: Context) -> Mapping[Site, float
     assert context.profile is not None
     candidate = models.clone(model)
     by_name = {layer.name: layer for layer in layers(candidate)}
-    names, made = Names(candidate), {}
+    names, made = Names(candidate.graph), {}
     for site, setting in plan.items():
         layer, option = by_name[site.name], option_of(setting)
         made[site] = write(layer, option, zeros(Sizes.of(layer), option), None, names)

@@ -40,6 +40,7 @@ from graphopt.contracts import (
 from graphopt.dataset import Dataset
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT
 from graphopt.model.weights import weight_bytes
+from graphopt.names import Names
 from graphopt.reconstruct import affected, refit
 
 from . import switch, vbmf
@@ -48,7 +49,7 @@ from .factors import Factored, factorize
 from .forms import Option, Sizes, option_of, options
 from .layers import Layer, layers
 from .moments import Moments, moments, packs
-from .write import Names, write
+from .write import write
 
 _SAMPLES = 1000
 _USELESS = 0.5
@@ -176,7 +177,7 @@ class Factorize(LossyPass):
         """Write the planned layers as factors."""
         known = self._analysed(model, [*plan], context)
         by_name = {layer.name: layer for layer in layers(model)}
-        names = Names(model)
+        names = Names(model.graph)
         planned = {site.name for site in plan}
         costly = "it loses more for what it saves than the layers that were taken"
         left = [name for name in {**known.factored, **known.declined} if name in by_name and name not in planned]
@@ -305,7 +306,7 @@ class Factorize(LossyPass):
         middle = {site: site.settings[len(site.settings) // 2] for site in sites}
         options = {site.name: option_of(setting) for site, setting in middle.items()}
         candidate = models.clone(model)
-        names = Names(candidate)
+        names = Names(candidate.graph)
 
         def write_one(layer: Layer, corrected: bool) -> Array | None:
             shift = self._shift(layer, options[layer.name], known)

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Array, Session
+from graphopt.names import Names
 
 from .layers import Layer, Use
-from .write import Names
 
 
 def both(model: ir.Model, layers: list[Layer], write: Callable[[Layer, bool], Array | None], names: Names) -> str:

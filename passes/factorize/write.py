@@ -19,30 +19,13 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array
 from graphopt.graphs import constant, site
-from graphopt.shapes import defined
+from graphopt.names import Names
 
 from .forms import Kind, Option, Sizes
 from .layers import Layer, Use
 
 _Attributes = Mapping[str, Any]
 """Attributes by name: numbers, strings and lists of numbers."""
-
-
-class Names:
-    """New names that no value and no node of the model has."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken = {value.name for graph in model.graphs() for value in defined(graph)}
-        self._taken |= {node.name for graph in model.graphs() for node in graph}
-
-    def new(self, wanted: str) -> str:
-        """``wanted``, or with a number what is new."""
-        name, number = wanted, 0
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._taken.add(name)
-        return name
 
 
 def write(layer: Layer, option: Option, parts: tuple[Array, ...], shift: Array | None, names: Names) -> list[str]:

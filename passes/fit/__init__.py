@@ -175,7 +175,7 @@ class _Trial:
     def carry_out(self, model: ir.Model, plan: Plan) -> tuple[dict[int, list[ir.Node]], list[Change]]:
         """Apply rules in place; the new nodes for each old one, and a change for each."""
         nodes = [*walk.nodes(model.graph)]
-        facts, names = shapes.infer(model), Names(model)
+        facts, names = shapes.infer(model), Names(model.graph)
         annotated, growth = annotated_names(model), self.context.growth_bytes
         left = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART) if growth is None else max(growth, 0)
         made: dict[int, list[ir.Node]] = {}

@@ -65,7 +65,7 @@ class Integers:
     made: dict[Hashable, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names = Names(self.model)
+        self.names = Names(self.model.graph)
 
     def write(self, group: Group) -> None:
         """Write all nodes of a group, and drop the weights that they read.

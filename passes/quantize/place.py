@@ -132,7 +132,7 @@ class Placer:
 
     def __post_init__(self) -> None:
         self.graph = self.network.model.graph
-        self.names = Names(self.network.model)
+        self.names = Names(self.network.model.graph)
 
     def place(self, chosen: Sequence[Operator], weights: Mapping[str, Weights]) -> Flow:
         """Quantize these operators; ``weights`` has those of the ones that have any, by name."""

@@ -61,7 +61,7 @@ def apply(model: ir.Model, scaling: Scaling, scales: Array) -> None:
     for factor in scaling.factors:
         if (scales[scaling.roots(factor.ids)] != 1).any():
             places.setdefault((factor.node, factor.index), []).append(factor)
-    names = Names(model)
+    names = Names(model.graph)
     for (node, index), factors in places.items():
         value = node.inputs[index]
         tensor = constant(value)
