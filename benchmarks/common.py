@@ -65,7 +65,9 @@ def optimized(*arguments: object, env: dict[str, str] | None = None) -> tuple[di
     if not ran.stdout.startswith("{"):
         return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}"}, ran
     report = json.loads(ran.stdout)
-    return ({"failed": report["verdict"]} if report["output"] is None else report), ran
+    if report["output"] is None:
+        return {"failed": report["verdict"], "peak_rss_bytes": report["peak_rss_bytes"]}, ran
+    return report, ran
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ fifteen minutes of one core.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -48,20 +47,15 @@ def main() -> None:
 
 def pruned(model: str, criterion: str, fit: str, out: Path) -> dict[str, Any]:
     """What the command made of the model: its report's figures, or ``failed``."""
-    data = common.zoo() / "data" / "cifar10"
     settings = {"macs": LEFT, "criterion": criterion, "blocks": "false", "reconstruct": "true" if fit == "on" else "false"}
-    ran = common.run(
-        [
-            *(sys.executable, "-P", "-m", "graphopt", "optimize", common.zoo() / "models" / f"{model}.onnx", "-o", out),
-            *("--recipe", "prune", "--data", data / "calib.npz", "--eval", data / "eval.npz", "--max-drop", 1),
-            *("--goal", "size", "--timing", "off", "--json"),
-            *(part for name, value in settings.items() for part in ("--set", f"prune.channels.{name}={value}")),
-        ],
+    report, ran = common.optimized(
+        *(common.zoo() / "models" / f"{model}.onnx", "-o", out, "--recipe", "prune", *common.DATA[model].given()),
+        *("--max-drop", 1, "--goal", "size", "--timing", "off"),
+        *(part for name, value in settings.items() for part in ("--set", f"prune.channels.{name}={value}")),
         env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )
-    report = json.loads(ran.stdout) if ran.stdout.startswith("{") else None
-    if report is None or report["output"] is None:
-        return {"failed": ran.stderr.strip() if report is None else report["verdict"]}
+    if "failed" in report:
+        return report
     metric = report["validation"]["metric"]
     macs = report["output"]["macs"] / report["input"]["macs"]
     return {"before": metric["before"], "after": metric["after"], "macs": macs, "cpu_seconds": ran.cpu_seconds}
@@ -72,7 +66,7 @@ def row(criterion: str, found: dict[str, Any]) -> Sequence[object]:
     cells: list[object] = [f"`{criterion}`"]
     for fit in ("on", "off"):
         one = found[fit]
-        cells += [one["failed"].splitlines()[0], ""] if "failed" in one else [f"{one['after']:.4f}", f"{one['macs']:.3f}"]
+        cells += [common.cell(one["failed"]), ""] if "failed" in one else [f"{one['after']:.4f}", f"{one['macs']:.3f}"]
     return (*cells, f"{found['on'].get('cpu_seconds', 0):.1f}")
 
 

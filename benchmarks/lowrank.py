@@ -23,10 +23,6 @@ from graphopt.passes.factorize.decompose import decompose
 
 import common
 
-_IMAGES = {
-    "mobilenet_v1_025": "crop=224,scale=255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb",
-    "mobilenet_v2": "crop=224,scale=127.5,mean=1,std=1,label-offset=1,channels=rgb",
-}
 _SAMPLES = 8
 """Generated samples for models with random weights."""
 
@@ -37,11 +33,9 @@ class Case:
 
     name: str
     source: Path
-    calibration: Path
-    labelled: Path
+    data: common.Data
     macs: float | None
     goal: str
-    images: str = ""
     max_drop: float = 1.0
     more: tuple[str, ...] = ()
 
@@ -98,7 +92,7 @@ def _refit(options: Any) -> None:
     rows: list[Sequence[object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        cases = {case.name: case for case in _cases(options, folder) if not case.images and not case.more}
+        cases = {case.name: case for case in _cases(options, folder) if not case.data.images and not case.more}
         for name, case in cases.items():
             if options.only and name not in options.only:
                 continue
@@ -141,29 +135,29 @@ def _ranks() -> list[tuple[int, float, float]]:
 
 
 def _cases(options: Any, folder: Path) -> list[Case]:
-    models, data = common.zoo() / "models", common.zoo() / "data"
-    cifar = data / "cifar10" / "calib.npz", data / "cifar10" / "eval.npz"
-    imagenet = data / "imagenet" / "calib", data / "imagenet" / "eval"
+    models = common.zoo() / "models"
     cases = [
-        Case(name, models / f"{name}.onnx", *cifar, macs, f"-{100 * (1 - macs):.0f} % MACs, drop <= {drop}")
+        Case(name, models / f"{name}.onnx", common.DATA[name], macs, f"-{100 * (1 - macs):.0f} % MACs, drop <= {drop}")
         for name in ("cifar_resnet20", "cifar_resnet56")
         for macs, drop in ((0.8, "0.010"), (0.7, "0.025"))
     ]
     cases += [
-        Case(name, models / f"{name}.onnx", *imagenet, None, "never slower", images, 0.01) for name, images in _IMAGES.items()
+        Case(name, models / f"{name}.onnx", common.DATA[name], None, "never slower", 0.01)
+        for name in ("mobilenet_v1_025", "mobilenet_v2")
     ]
     if options.wide:
-        source, *wide = (options.wide / name for name in ("wide_digits.onnx", "calib.npz", "eval.npz"))
+        wide = options.wide.resolve()
+        source, data = wide / "wide_digits.onnx", common.Data(str(wide / "eval.npz"), str(wide / "calib.npz"))
         goals = {0.55: "-45 % MACs, drop <= 0.010, 1.3x", None: "as fast as a drop of 0.010 allows"}
-        cases += [Case("wide_digits", source, wide[0], wide[1], macs, goal, max_drop=0.01) for macs, goal in goals.items()]
+        cases += [Case("wide_digits", source, data, macs, goal, max_drop=0.01) for macs, goal in goals.items()]
     for name in ("bert_dynamo", "gpt2_dynamo", "llama_dynamo", "vit_dynamo") if options.exports else ():
         if options.only and name not in options.only:
             continue
         source = options.exports / f"{name}.onnx"
-        samples = _generated(source, folder / f"{name}.npz")
+        samples = str(_generated(source, folder / f"{name}.npz"))
         more = ("--metric", "cosine")
         goal = "-30 % MACs, 0.7 of 1.43x"
-        cases.append(Case(name, source, samples, samples, 0.7, goal, max_drop=2.0, more=more))
+        cases.append(Case(name, source, common.Data(samples, samples), 0.7, goal, max_drop=2.0, more=more))
     return cases
 
 
@@ -183,16 +177,15 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
     common.graphopt("optimize", case.source, "-o", lossless, "--timing", "off")
     source = lossless if lossless.exists() else case.source
     goal = ["--set", f"factorize.macs={case.macs}"] if case.macs else []
-    images = ["--images", case.images] if case.images else []
-    asked = ("--recipe", "lowrank", "--data", case.calibration, "--eval", case.labelled, "--max-drop", case.max_drop)
-    ran = common.graphopt("optimize", source, "-o", out, *asked, *goal, *images, *case.more, "--json")
-    if not ran.stdout.startswith("{"):
-        return {"failed": f"exit {ran.returncode}: {ran.stderr.strip()[:200]}", "cpu_seconds": ran.cpu_seconds, "peak_bytes": 0}
-    report = json.loads(ran.stdout)
-    cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": report["peak_rss_bytes"]}  # its own: a child's begins at its parent's
+    asked = ("--recipe", "lowrank", *case.data.given(), "--max-drop", case.max_drop)
+    report, ran = common.optimized(source, "-o", out, *asked, *goal, *case.more)
+    peak = report.get("peak_rss_bytes", 0)  # its own: a child's begins at its parent's
+    cost = {"cpu_seconds": ran.cpu_seconds, "peak_bytes": peak}
+    if "failed" in report:
+        return {"failed": report["failed"], **cost}
     step = next(one for one in report["passes"] if one["name"] == "factorize")
-    if not out.exists() or not step["kept"]:
-        return {"failed": step["why"] if not step["kept"] else report["verdict"], **cost}
+    if not step["kept"]:
+        return {"failed": step["why"], **cost}
     before, after = report["input"], report["output"]
     return {
         "macs": after["macs"] / before["macs"] if before["macs"] and after["macs"] else None,
@@ -207,7 +200,7 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
 def _row(case: Case, found: dict[str, Any]) -> Sequence[object]:
     cost = (f"{found['cpu_seconds']:.0f}", f"{found['peak_bytes'] / 1e6:.0f}")
     if "failed" in found:
-        return (case.name, case.goal, f"declined: {found['failed'].replace('|', '/')}", *[""] * 6, *cost)
+        return (case.name, case.goal, f"declined: {common.cell(found['failed'])}", *[""] * 6, *cost)
     metric, (speed, low, high) = found["metric"], found["speed"]
     return (
         case.name,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from factorizing import low_rank, with_weights
-from helpers import write
+from helpers import graphopt, write
 
 RNG = np.random.default_rng(3)
 
@@ -35,8 +33,7 @@ def _model(folder: Path, size: int = 256, noise: float = 0.02) -> tuple[Path, Pa
 
 def _optimize(model: Path, data: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     out = model.with_suffix(".out.onnx")
-    arguments = ["optimize", model, "-o", out, "--recipe", "lowrank", "--data", data, "--time-limit", "3", "--json", *more]
-    done = subprocess.run([sys.executable, "-m", "graphopt", *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = graphopt("optimize", model, "-o", out, "--recipe", "lowrank", "--data", data, "--time-limit", 3, "--json", *more)
     return done.returncode, json.loads(done.stdout) if done.stdout.startswith("{") else {}, done.stderr
 
 
