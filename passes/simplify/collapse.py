@@ -33,9 +33,9 @@ from graphopt.graphs import constant, site
 from graphopt.shapes import subgraphs
 
 from .dims import Dim, Poly
-from .follow import Dims, sliced
+from .follow import Dims, sliced, symbolic
 from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
-from .symbolic import INTEGERS, NUMBERED, Symbolic, slice_of, symbolic
+from .symbolic import INTEGERS, NUMBERED, Symbolic, slice_of
 
 _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5

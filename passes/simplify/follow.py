@@ -6,15 +6,15 @@ computed shape and the next are here. A rule gives one entry for each output, No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from .dims import Dim, exact_quotient, is_nonnegative, product
-from .symbolic import Symbolic, slice_of
+from .graph import Root, Work
+from .symbolic import Follows, Symbolic, slice_of
 
 Dims = tuple[Dim, ...]
-_Rule = Callable[[Symbolic, ir.Node], "list[Dims | None]"]
 _TO_THE_END = 1 << 31
 
 
@@ -245,11 +245,11 @@ def _tile(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     return [None if dims is None or times is None else tuple(a * b for a, b in zip(dims, times, strict=True))]
 
 
-def _table(*rows: tuple[_Rule, str]) -> dict[str, _Rule]:
+def _table(*rows: tuple[Follows, str]) -> dict[str, Follows]:
     return {op_type: rule for rule, op_types in rows for op_type in op_types.split()}
 
 
-DIMS = _table(
+_DIMS = _table(
     (
         _same,
         "Abs BatchNormalization Cast CastLike Ceil Celu Clip Cos CumSum DequantizeLinear Dropout Elu Erf Exp Floor Gelu"
@@ -280,3 +280,10 @@ DIMS = _table(
     (_transpose, "Transpose"),
     (_unsqueeze, "Unsqueeze"),
 )
+
+
+def symbolic(work: Work, root: Root) -> Symbolic:
+    """What is known of the main graph, evaluated once after ``learn``: what steps change leaves it true."""
+    if work.symbolic is None:
+        work.symbolic = Symbolic(work, root, _DIMS)
+    return work.symbolic

@@ -35,12 +35,12 @@ from graphopt.graphs import constant, site
 
 from .collapse import Collapse, has_one_place, is_only_for
 from .dims import Dim, product
-from .follow import Dims, sliced
+from .follow import Dims, sliced, symbolic
 from .graph import Work
 from .parts import split_slices
 from .scatter import join_windows, read_before
 from .sink import SINKING, sink
-from .symbolic import INTEGERS, slice_of, symbolic
+from .symbolic import INTEGERS, slice_of
 
 _SMALL = 4096
 """Constants up to so many elements are looked into."""

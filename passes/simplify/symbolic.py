@@ -11,7 +11,7 @@ would mean "as the input". A symbol of the inputs is the same size wherever it s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,12 +34,10 @@ _INFINITY = 1 << 31
 class Symbolic:
     """What is known of the values of a root. Made anew when the graph has changed."""
 
-    def __init__(self, work: Work, root: Root) -> None:
+    def __init__(self, work: Work, root: Root, rules: Mapping[str, Follows]) -> None:
         self._work = work
         self.opset = root.opset
-        from .follow import DIMS  # it needs Symbolic to say what its rules are given
-
-        self._rules = DIMS
+        self._rules = rules
         self._functions = work.model.functions
         self._symbols: dict[str, Poly] = {}
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
@@ -163,13 +161,8 @@ class Symbolic:
         return objects
 
 
-def symbolic(work: Work, root: Root) -> Symbolic:
-    """What is known of the main graph, evaluated once after ``learn``: what steps change leaves it true."""
-    if work.symbolic is None:
-        work.symbolic = Symbolic(work, root)
-    return work.symbolic
-
-
+Follows = Callable[[Symbolic, ir.Node], "list[tuple[Dim, ...] | None]"]
+"""The dimensions of an operator's outputs; None where they cannot be told."""
 _Rule = Callable[[Symbolic, ir.Node], "Array | None"]
 
 

@@ -17,8 +17,8 @@ from graphopt.contracts import Change
 from graphopt.graphs import constant
 
 from .collapse import Collapse, has_one_place
+from .follow import symbolic
 from .graph import Root, Work
-from .symbolic import symbolic
 
 _TERMS = frozenset({"Add", "Sub"})
 _SMALL = 1 << 16
