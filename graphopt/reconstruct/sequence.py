@@ -30,9 +30,9 @@ from . import rows
 from .layers import Layer, addend, layers
 from .squares import Moments, choose
 
-_ROWS_PER_WEIGHT = 30
+_ROWS_PER_WEIGHT = 60
 """Rows for each element of a row, at least; more than these are drawn from."""
-_LEAST_ROWS = 16384
+_LEAST_ROWS = 32768
 _BATCH = 32
 _BATCH_BYTES = 48 << 20
 """Of the largest value in a run, where one sample is not more already."""
