@@ -57,7 +57,7 @@ def measured(name: str, recipe: str, max_drop: float, out: Path) -> dict[str, An
         "smaller": before["bytes"] / after["bytes"],
         "macs": after["macs"] / before["macs"] if before["macs"] and after["macs"] else None,
         "parameters": after["parameters"] / before["parameters"],
-        "notes": [note for note in report["notes"] if note.startswith("The budget was shared")],
+        "notes": [note for note in report["notes"] if note.startswith("Tried under one budget")],
         **cost,
     }
 
