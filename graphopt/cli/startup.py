@@ -21,7 +21,7 @@ from graphopt.garbage import collected_later
 def import_quickly() -> None:
     """Import what every command needs that reads a model."""
     with collected_later(), later("sympy", _CALLED):
-        import onnx_ir  # noqa: F401
+        importlib.import_module("onnx_ir")
     gc.freeze()
 
 
