@@ -68,7 +68,6 @@ def fold_constants(work: Work) -> list[Change]:
         read = dict.fromkeys(v for node in choice.nodes for v in node.inputs if v is not None and v.is_initializer())
         remove([*choice.nodes])
         remove_initializers(work, read, kept)
-        work.symbolic = None  # what reads them may have known numbers now
         changes += [Change(site(node), f"computed {node.op_type} ahead of time", folded.reasons[node]) for node in choice.nodes]
     return changes
 

@@ -104,7 +104,7 @@ class Work:
     learnt: bool = False
     """Whether a step has found out more than was known: others may do more now."""
     symbolic: Symbolic | None = None
-    """What was known of the main graph when a step first asked; true of the values that were there then."""
+    """What is known of the main graph as it is, when a step has asked."""
     _taken: dict[tuple[ir.Graph, str], set[str]] = field(default_factory=dict)
     _inputs: dict[ir.Node, Sequence[ir.Value | None]] = field(default_factory=dict)
     """What each node read when the model was last changed."""
@@ -138,6 +138,7 @@ class Work:
         """
         self.__dict__.pop("roots", None)
         self._operators.clear()
+        self.symbolic = None
         self.inferred = False
         if not self.facts or self.branches:
             return None
