@@ -79,12 +79,9 @@ def load(name: str) -> Table:
     Raises:
         UsageError: No such table, or its file is not valid.
     """
-    path = _FOLDER / f"{name}.yaml"
-    path = path if path.is_file() else Path(name)
-    if not path.is_file():
-        raise registry.unknown_name("table of operators", name, names())
+    path, text = registry.definition("table of operators", name, _FOLDER)
     try:
-        found = Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        found = Table.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
     except ValidationError as error:
