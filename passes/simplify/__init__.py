@@ -22,7 +22,7 @@ Each module opens with its algebra and the conditions under which it is exact. `
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -41,7 +41,8 @@ from .collapse import collapse_shapes
 from .constants import lift_constants
 from .control import inline_control_flow, inline_functions
 from .cse import merge_equal_nodes
-from .dead import remove_dead
+from .dead import remove_dead, remove_dead_nodes
+from .due import Watch, Where, together
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
 from .freeze import freeze_initializers
@@ -94,6 +95,8 @@ class _Step:
     """Whether it may do more when more is known of types and shapes."""
     thorough: bool = False
     """Whether it leaves nothing for itself to do."""
+    late: bool = False
+    """Whether it needs to look only at what has changed from the beginning: another step looks everywhere before it."""
 
 
 class Simplify(Pass):
@@ -127,7 +130,6 @@ class Simplify(Pass):
             changes += freeze_initializers(work)
         if self.options.inline:
             changes += inline_functions(work)
-        work.changed()
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
         if work.inferred or are_fixed(model, work.facts):
@@ -140,47 +142,58 @@ class Simplify(Pass):
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
-        steps = self._steps()
-        due: dict[_Step, set[ir.Node] | None] = dict.fromkeys(steps)  # where each has to look; None is everywhere
-        for step in (step for _ in range(self.options.iterations) for step in steps):
-            near, due[step] = due[step], set()
-            if near == set():
-                continue
-            work.near = near if step.local else None
+        groups = self._groups()
+        watch = Watch(work)
+        due: dict[_Step, Where] = {step: set() if step.late else None for group in groups for step in group}
+        for step in _in_turn(groups, due, self.options.iterations):
+            work.near, due[step] = watch.in_order(due[step]) if step.local else None, set()
             done = step.run(work)
             changes += done
-            if work.learnt:
-                due |= {other: None for other in due if other.by_facts}
-                work.learnt = False
-            if done:
-                changed = work.changed()
-                for other in due.keys() - ({step} if step.thorough else set()):
-                    there = due[other]
-                    due[other] = None if there is None or changed is None else there | changed
-            if all(there == set() for there in due.values()):
-                break
+            changed, learnt = watch.changed() if done else set(), watch.learnt()
+            for other, there in due.items():
+                more = together(there, learnt) if other.by_facts else there
+                due[other] = more if other is step and step.thorough else together(more, changed)
         return changes
 
-    def _steps(self) -> list[_Step]:
-        """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes."""
+    def _groups(self) -> list[list[_Step]]:
+        """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes.
+
+        Those of a group are repeated before others run: each makes the next one due close to what it changed, and nowhere else.
+        """
         options = self.options
         identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
-        steps = [
-            (options.constants, _Step(lift_constants, local=True)),
-            (options.dead, dead),
-            (options.dedupe, _Step(merge_equal_initializers)),
-            (options.identity, identities),  # a weight keeps its name, where folding would give it that of its copy
-            (options.fold, _Step(fold_constants, local=True, by_facts=True)),  # first what needs no inference: sizes, pads
-            (True, _Step(learn)),
-            (options.identity, identities),
-            (options.inline, _Step(inline_control_flow, by_facts=True)),
-            (options.symbolic, _Step(partial(collapse_shapes, fold=options.fold), local=True, by_facts=True)),
-            (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
-            (options.zeros, _Step(drop_zero_terms, by_facts=True)),
-            (options.cse, _Step(merge_equal_nodes)),
-            (options.dead, dead),
+        shapes, trips = partial(collapse_shapes, fold=options.fold), remove_round_trips
+        groups = [
+            [(options.constants, _Step(lift_constants, local=True))],
+            [(options.dead, dead)],
+            [(options.dedupe, _Step(merge_equal_initializers))],
+            [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy
+            [(options.fold, _Step(fold_constants, local=True, by_facts=True))],  # first what needs no inference: sizes, pads
+            [(True, _Step(learn))],
+            [(options.identity, identities)],
+            [(options.inline, _Step(inline_control_flow, by_facts=True))],
+            [
+                (options.symbolic, _Step(shapes, local=True, by_facts=True)),
+                (options.roundtrips, _Step(trips, local=True, by_facts=True)),
+                (options.dead, _Step(remove_dead_nodes, local=True, late=True)),
+            ],
+            [(options.zeros, _Step(drop_zero_terms, by_facts=True))],
+            [(options.cse, _Step(merge_equal_nodes))],
+            [(options.dead, dead)],
         ]
-        return [step for chosen, step in steps if chosen]
+        return [[step for chosen, step in group if chosen] for group in groups]
+
+
+def _in_turn(groups: list[list[_Step]], due: Mapping[_Step, Where], most: int) -> Iterator[_Step]:
+    """The steps that are due, until none is; all of them, and a group that is due in known places, ``most`` times at most."""
+    for _ in range(most):
+        for group in groups:
+            for _ in range(most):
+                yield from (step for step in group if due[step] != set())
+                if len(group) == 1 or not any(due[step] for step in group):
+                    break
+        if all(there == set() for there in due.values()):
+            break
 
 
 def _left_alone(work: Work) -> list[Change]:

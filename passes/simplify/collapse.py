@@ -22,7 +22,7 @@ constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses f
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,11 +41,11 @@ _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
 _FIRST_SLICE_WITH_INPUTS = 10
 _TO_THE_END = (1 << 63) - 1
-_IN_ORDER = frozenset({"Flatten", "Reshape", "Unsqueeze"})
-"""Operators that keep all elements in their order."""
 _LONGEST_CHAIN = 8
 """So many operators are looked back at."""
 _SAME_NUMBERS = "both always hold the same numbers"
+_IN_ORDER = frozenset({"Flatten", "Reshape", "Unsqueeze"})
+"""Operators that keep all elements in their order."""
 _IN_ORDER_MAYBE = frozenset({"Expand", "Gather", "Squeeze", "Transpose"})
 """Operators that keep all elements in their order for some dimensions, attributes and indices."""
 KEEP_ORDER = _IN_ORDER | _IN_ORDER_MAYBE
@@ -75,29 +75,39 @@ class Collapse:
     constants: dict[Hashable, ir.Value] = field(default_factory=dict)
 
     def run(self) -> list[Change]:
-        """Walk the graph once."""
-        self.visit(self.root.graph, ChainMap(), ChainMap())
+        """Walk the graph once; all of it only where one of the values to look at may be had elsewhere too."""
+        near = None if self.work.near is None else [*self.work.operators(self.root, _VISITED)]
+        if near is None or any(map(self.is_numbered, near)):
+            self.visit(self.root.graph, ChainMap(), ChainMap(), None if near is None else {*near})
+        else:
+            for node in near:
+                if node.graph is not None and has_one_place(node) and not self.same(node):
+                    self.simplify_operands(node)
         return self.changes
 
-    def visit(self, graph: ir.Graph, seen: _Seen, sources: _Sources) -> None:
+    def visit(self, graph: ir.Graph, seen: _Seen, sources: _Sources, near: Container[ir.Node] | None) -> None:
         """``seen``: values by their contents; ``sources``: parts of values' shapes. What a subgraph adds, only it sees."""
         for value in graph.inputs:
             self.add_source(value, sources)
         branches = bool(self.root.graphs[1:])
         for node in graph:
             for subgraph in subgraphs(node) if branches else ():
-                self.visit(subgraph, seen.new_child(), sources.new_child())
+                self.visit(subgraph, seen.new_child(), sources.new_child(), near)
             if node.op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):
                 continue
-            is_near = self.work.is_near(node)
+            is_near = near is None or node in near
             if is_near and self.same(node):
                 continue
-            if len(node.outputs) == 1 and self.known.known_numbers(node.outputs[0]) is not None:
+            if self.is_numbered(node):
                 self.number(node, seen, sources)  # what is in ``seen`` stays: no other rule may replace it
             elif is_near:
                 self.simplify_operands(node)
             if node.graph is not None and node.op_type == "Shape" and node.inputs[0] is not None:
                 self.add_source(node.inputs[0], sources)
+
+    def is_numbered(self, node: ir.Node) -> bool:
+        """Whether it is known what numbers a node gives."""
+        return len(node.outputs) == 1 and self.known.known_numbers(node.outputs[0]) is not None
 
     def add_source(self, value: ir.Value, sources: _Sources) -> None:
         """Note which parts of a value's shape can be had from it."""

@@ -39,13 +39,28 @@ def remove_dead(work: Work) -> list[Change]:
     return changes
 
 
+def remove_dead_nodes(work: Work) -> list[Change]:
+    """Remove dead nodes close to what has changed, and those that only they used."""
+    changes: list[Change] = []
+    effects, root = _functions_with_effects(work.model), work.roots[0]
+    waiting = [*(root.nodes if work.near is None else work.near)]
+    while waiting:
+        node = waiting.pop()
+        if node.graph is None or not _is_dead(work, node, effects) or (work.excludes and work.excluded(site(node))):
+            continue
+        changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
+        waiting += [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
+        remove([node])
+    return changes
+
+
 def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
     branches = bool(root.graphs[1:])
     for node in reversed(graph):
         if work.excludes and work.excluded(site(node)):
             continue
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs) and _is_removable(work, node, effects):
+        if _is_dead(work, node, effects):
             if node.op_type != "Constant":
                 changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
             remove([node])
@@ -56,7 +71,9 @@ def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIden
             _sweep(work, root, subgraph, effects, changes)
 
 
-def _is_removable(work: Work, node: ir.Node, effects: set[ir.OperatorIdentifier]) -> bool:
+def _is_dead(work: Work, node: ir.Node, effects: set[ir.OperatorIdentifier]) -> bool:
+    if any(output.uses() or output.is_graph_output() for output in node.outputs):
+        return False
     identifier = node.op_identifier()
     return identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
 

@@ -22,9 +22,6 @@ from graphopt.walk import defined, subgraphs
 if TYPE_CHECKING:
     from .symbolic import Symbolic
 
-_REACH = 16
-"""So many operators on, rules may look back at a change; where they look further back, the next run of the pass finds it."""
-
 
 @dataclass(frozen=True)
 class Root:
@@ -97,17 +94,15 @@ class Work:
     """Whether the user asked to leave anything alone."""
     compared: Mapping[ir.Value, ir.Graph] = field(default_factory=dict)
     """The initializers when they were last compared, each with the graph that it was in."""
-    near: Container[ir.Node] | None = None
-    """Where a step needs to look: close to what has changed since it did; None is everywhere."""
+    near: Sequence[ir.Node] | None = None
+    """Where a step needs to look, in order: close to what has changed since it did; None is everywhere."""
     inferred: bool = False
     """Whether the facts are what inference says of the graph as it is."""
-    learnt: bool = False
-    """Whether a step has found out more than was known: others may do more now."""
+    learnt: set[ir.Node] | None = field(default_factory=set)
+    """The nodes of whose outputs inference says something else than before, since somebody asked; None is all."""
     symbolic: Symbolic | None = None
     """What is known of the main graph as it is, when a step has asked."""
     _taken: dict[tuple[ir.Graph, str], set[str]] = field(default_factory=dict)
-    _inputs: dict[ir.Node, Sequence[ir.Value | None]] = field(default_factory=dict)
-    """What each node read when the model was last changed."""
     _operators: dict[ir.Graph, list[tuple[str, ir.Node]]] = field(default_factory=dict)
 
     @cached_property
@@ -120,7 +115,7 @@ class Work:
 
     @cached_property
     def branches(self) -> bool:
-        """Whether there were subgraphs, in functions too, when a step first asked; no step makes a new one."""
+        """Whether there are subgraphs, in functions too; no step makes a new one."""
         return any(subgraphs(node) for graph in graphs(self.model) for node in graph)
 
     @cached_property
@@ -130,46 +125,27 @@ class Work:
         main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT, *shared)
         return [main, *(Root(f.graph, f.opset_imports, False, *shared) for f in model.functions.values())]
 
-    def changed(self) -> set[ir.Node] | None:
-        """Take note that a step has changed the model, and tell which nodes are close to what has changed since the last time.
-
-        Rules look back along a chain of operators, at what reads the values in it, and at what reads the node's own output.
-        None is every node: where a step has not looked yet, and where values are captured.
-        """
-        self.__dict__.pop("roots", None)
+    def changed(self) -> None:
+        """Take note that a step has changed the model."""
+        for stale in ("roots", "branches") if self.branches else ("roots",):
+            self.__dict__.pop(stale, None)
         self._operators.clear()
-        self.symbolic = None
         self.inferred = False
-        if not self.facts or self.branches:
-            return None
-        before, self._inputs = self._inputs, {node: node.inputs for root in self.roots for node in root.nodes}
-        touched = [node for node, inputs in self._inputs.items() if before.get(node) is not inputs]
-        gone = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
-        front = {*touched}
-        for value in {value for inputs in (*gone, *(node.inputs for node in touched)) for value in inputs}:
-            producer = None if value is None else value.producer()
-            if value is not None and producer is not None:
-                front |= {producer, *(use.node for use in value.uses())}
-        near: set[ir.Node] = set()
-        for _ in range(_REACH):
-            near |= front
-            front = {use.node for node in front for output in node.outputs for use in output.uses()} - near
-        return near
 
     def operators(self, root: Root, op_types: Container[str]) -> Iterator[ir.Node]:
         """The nodes of these types that may be rewritten, in order, but for those that are removed on the way."""
+        if self.near is not None:
+            here = {*root.nodes} if self.model.functions else None
+            chosen = [node for node in self.near if node.op_type in op_types and (here is None or node in here)]
+            return (node for node in chosen if node.graph is not None and self.is_operator(node))
         listed = self._operators.get(root.graph)
         if listed is None:
             listed = [(node.op_type, node) for node in root.nodes if node.domain == ""]
             if self.excludes or self.model.functions:
                 listed = [(op_type, node) for op_type, node in listed if self.is_operator(node)]
             self._operators[root.graph] = listed
-        chosen = [node for op_type, node in listed if op_type in op_types and self.is_near(node)]
+        chosen = [node for op_type, node in listed if op_type in op_types]
         return (node for node in chosen if node.graph is not None)
-
-    def is_near(self, node: ir.Node) -> bool:
-        """Whether a step needs to look at a node."""
-        return self.near is None or node in self.near
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""

@@ -8,17 +8,16 @@ constant may now have fixed dimensions.
 from __future__ import annotations
 
 from graphopt.contracts import Change
-from graphopt.shapes import infer, is_known, tells_more
+from graphopt.shapes import infer, is_known
 
 from .graph import Work
 
 
 def learn(work: Work) -> list[Change]:
-    """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says whether more is known now."""
+    """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says what more is known of now."""
     if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
         return []
     known, work.facts, work.inferred = work.facts, infer(work.model, work.facts), True
-    work.learnt = tells_more(work.facts, known)
-    if work.learnt:
-        work.symbolic = None
+    told = (value for value, fact in work.facts.items() if not value.is_initializer() and known.get(value) != fact)
+    work.learnt = {node for value in told if (node := value.producer()) is not None} if known else None
     return []

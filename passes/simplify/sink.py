@@ -45,7 +45,7 @@ _SEVERAL = frozenset(_MORE_OPERANDS.split())
 ONE_OPERAND = frozenset(_ONE_OPERAND.split())
 """Elementwise operators that keep the dimensions of their first input."""
 _ELEMENTWISE = _SEVERAL | ONE_OPERAND
-_ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
+ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
 SINKING = _SEVERAL | KEEP_ORDER | {"Concat"}
 """The operators that ``sink`` has a rule for."""
 _LONGEST = 8
@@ -111,7 +111,7 @@ def _reshape_after_reshape(edit: Collapse, node: ir.Node) -> bool:
     while wanted is not None and len(chain) < _LONGEST and (middle := _only(edit, value, reader)) is not None:
         if chain and edit.keeps_order(middle):
             return _rebuild(edit, node, chain, middle, wanted)
-        index = 0 if middle.op_type in _ALONG_AN_AXIS else _data(edit, middle) if middle.op_type in _ELEMENTWISE else None
+        index = 0 if middle.op_type in ALONG_AN_AXIS else _data(edit, middle) if middle.op_type in _ELEMENTWISE else None
         if index is None:
             return False
         chain.append((middle, index))
@@ -128,7 +128,7 @@ def _rebuild(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]]
         if dims is None or seen is None:
             return False
         attributes = [*middle.attributes.values()]
-        if middle.op_type in _ALONG_AN_AXIS:
+        if middle.op_type in ALONG_AN_AXIS:
             found = _along_axis(edit, middle, seen, dims)
             if found is None:
                 return False

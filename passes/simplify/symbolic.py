@@ -11,7 +11,8 @@ would mean "as the input". A symbol of the inputs is the same size wherever it s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +33,7 @@ _INFINITY = 1 << 31
 
 
 class Symbolic:
-    """What is known of the values of a root. Made anew when the graph has changed."""
+    """What is known of the values of a root: found out when somebody asks, and kept until ``update`` says what changed."""
 
     def __init__(self, work: Work, root: Root, rules: Mapping[str, Follows]) -> None:
         self._work = work
@@ -42,10 +43,9 @@ class Symbolic:
         self._symbols: dict[str, Poly] = {}
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
         self._numbers: dict[ir.Value, Array | None] = {}
+        self._followed: set[ir.Value] = set()
+        """Of these the rules say what they can; of others, what inference and constants say is all that was asked."""
         self._unknown = 0
-        for node in root.nodes:  # of others, what inference says is all there is
-            if node.op_type in _NUMBERS or not all(is_known(work.facts.get(output)) for output in node.outputs):
-                self._evaluate(node)
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The dimensions of a value; None if not even their number is known."""
@@ -53,7 +53,10 @@ class Symbolic:
             return None
         if value not in self._dims:
             known = self._inferred(value)
-            self._dims[value] = None if known is None else self._named(known)
+            if known is None or None in known:
+                self._follow(value)
+            if value not in self._dims:
+                self._dims[value] = None if known is None else self._named(known)
         return self._dims[value]
 
     def numbers(self, value: ir.Value | None) -> Array | None:
@@ -61,7 +64,10 @@ class Symbolic:
         if value is None:
             return None
         if value not in self._numbers:
-            self._numbers[value] = self._constant_numbers(value)
+            if self._may_be_numbered(value):
+                self._follow(value)
+            if value not in self._numbers:
+                self._numbers[value] = self._constant_numbers(value)
         return self._numbers[value]
 
     def known_numbers(self, value: ir.Value | None) -> list[Dim] | None:
@@ -85,11 +91,38 @@ class Symbolic:
 
     def tell(self, new: ir.Value, old: ir.Value) -> None:
         """Take over what is known of ``old`` for a value that has the same contents."""
-        self._dims[new], self._numbers[new] = self._dims.get(old), self._numbers.get(old)
+        self._dims[new], self._numbers[new] = self.dims(old), self.numbers(old)
+        self._followed.add(new)
 
     def tell_dims(self, new: ir.Value, dims: tuple[Dim, ...]) -> None:
         """Take note of the dimensions of a value that is new."""
         self._dims[new], self._numbers[new] = dims, None
+        self._followed.add(new)
+
+    def update(self, nodes: Iterable[ir.Node], changed: Iterable[ir.Node]) -> set[ir.Node]:
+        """Find out anew what is known of what has changed, and of what depends on that if something else is known now.
+
+        Args:
+            nodes: All nodes, in order.
+            changed: Those that are new, read something else than before, or of whose outputs inference knows something else.
+
+        Returns:
+            The nodes that give a value of which something else is known now.
+        """
+        due, found = {*changed}, set()
+        for node in nodes if due else ():
+            renewed = [output for output in node.outputs if self._is_renewed(output)] if node in due else []
+            if renewed:
+                found.add(node)
+                due.update(use.node for output in renewed for use in output.uses())
+        return found
+
+    def _is_renewed(self, value: ir.Value) -> bool:
+        """Whether something else is known of a value, now that it is found out anew; not if nobody has asked yet."""
+        asked_dims, asked_numbers = value in self._dims, value in self._numbers
+        dims, numbers = self._dims.pop(value, None), self._numbers.pop(value, None)
+        self._followed.discard(value)
+        return (asked_dims and self.dims(value) != dims) or (asked_numbers and not _is_same(self.numbers(value), numbers))
 
     def axes(self, node: ir.Node, index: int = 1, name: str = "axes") -> list[int] | None:
         """Axes given by an attribute or a constant input; None if they are not given, or not constant."""
@@ -98,13 +131,44 @@ class Symbolic:
             return None if attribute.is_ref() else [*attribute.as_ints()]
         return self.fixed(node.inputs[index]) if len(node.inputs) > index else None
 
+    def _may_be_numbered(self, value: ir.Value) -> bool:
+        """Whether a rule may give the contents of a value: not those of floats, nor of what is too large."""
+        node = value.producer()
+        if node is None or node.op_type not in _NUMBERS:
+            return False
+        known = self._work.facts.get(value)
+        if known is None:
+            return True
+        if not isinstance(known.type, ir.TensorType) or known.type.dtype not in _FOLLOWED:
+            return False
+        return known.shape is None or not known.shape.is_static() or math.prod(known.shape.numpy()) <= MOST_ELEMENTS
+
+    def _unfollowed(self, value: ir.Value | None) -> ir.Node | None:
+        """The node that gives a value, if rules may say more of it than is known."""
+        if value is None or value in self._followed:
+            return None
+        node = value.producer()
+        if node is None or node.graph is None or node.op_type == "Constant":
+            return None
+        return None if is_known(self._work.facts.get(value)) and not self._may_be_numbered(value) else node
+
+    def _follow(self, value: ir.Value) -> None:
+        """Evaluate the node that gives a value, after those that it depends on, however many they are."""
+        node = self._unfollowed(value)
+        waiting = [] if node is None else [node]
+        while waiting:
+            before = [first for v in waiting[-1].inputs if (first := self._unfollowed(v)) is not None]
+            if before:
+                waiting += before
+                continue
+            node = waiting.pop()
+            if any(output not in self._followed for output in node.outputs):
+                self._evaluate(node)
+
     def _evaluate(self, node: ir.Node) -> None:
         op_type, functions = node.op_type, self._functions
         standard = node.domain == "" and not (functions and node.op_identifier() in functions)
-        if op_type == "Constant":
-            inferred = [self._inferred(output) for output in node.outputs]
-        else:
-            inferred = [self._fact(output) for output in node.outputs]
+        inferred = [self._fact(output) for output in node.outputs]
         followed: list[tuple[Dim, ...] | None] = [None] * len(node.outputs)
         try:
             if standard and op_type in self._rules and any(known is None or None in known for known in inferred):
@@ -118,6 +182,7 @@ class Symbolic:
             self._numbers[output] = None
         if numbers is not None and numbers.size <= MOST_ELEMENTS:
             self._numbers[node.outputs[0]] = numbers
+        self._followed.update(node.outputs)
 
     def _inferred(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         tensor = constant(value)
@@ -159,6 +224,10 @@ class Symbolic:
         objects = np.empty(array.shape, object)
         objects[...] = array.astype(np.int64).tolist() if array.ndim else int(array)
         return objects
+
+
+def _is_same(a: Array | None, b: Array | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 Follows = Callable[[Symbolic, ir.Node], "list[tuple[Dim, ...] | None]"]

@@ -1,0 +1,82 @@
+"""Where a step has to look again: close to what has changed since it looked there.
+
+A rule is tried for one operator. It looks back along chains of operators, at what else reads the values on the way, and asks
+what is known of their dimensions and contents. So a change makes due
+
+    the nodes that are new, read something else, or are in another graph now
+    what gives the values that these read, or read before, and all that reads them
+    the nodes that give a value of which something else is known now (``symbolic.py``, inference)
+    what comes after all of these, past operators that rules look past
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from .graph import Work
+from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
+
+_REACH = 64
+"""So many operators on, rules may look back at a change; where they look further back, the next run of the pass finds it."""
+_LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | {"ScatterND", "Slice", "Split"}
+
+Where = set[ir.Node] | None
+"""Where to look; None is everywhere."""
+
+
+def together(a: Where, b: Where) -> Where:
+    """All places of both."""
+    return None if a is None or b is None else a | b
+
+
+class Watch:
+    """The model as it was when somebody last asked what has changed."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._inputs: dict[ir.Node, Sequence[ir.Value | None]] = {}
+        self._homes: dict[ir.Node, ir.Graph | ir.Function | None] = {}
+        self._note()
+
+    def _note(self) -> None:
+        branches = self._work.branches
+        self._work.changed()
+        self._inputs = {node: node.inputs for root in self._work.roots for node in root.nodes}
+        self._homes = {node: node.graph for node in self._inputs} if branches else {}
+
+    def changed(self) -> set[ir.Node]:
+        """Where there may be more to do, now that a step has changed the model."""
+        before, homes = self._inputs, self._homes
+        self._note()
+        touched = {node for node, inputs in self._inputs.items() if before.get(node) is not inputs}
+        touched.update(node for node, home in self._homes.items() if homes.get(node) is not home)
+        gone = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
+        front = {*touched}
+        for value in {value for inputs in (*gone, *(node.inputs for node in touched)) for value in inputs}:
+            producer = None if value is None else value.producer()
+            if value is not None and producer is not None:
+                front |= {producer, *(use.node for use in value.uses())}
+        return self._close_to(front | self._follow(touched))
+
+    def learnt(self) -> Where:
+        """Where there may be more to do, now that inference has told more."""
+        told, self._work.learnt = self._work.learnt, set()
+        return self._close_to(told | self._follow(told)) if told else told
+
+    def in_order(self, where: Where) -> Sequence[ir.Node] | None:
+        """The same nodes in the order of the graph."""
+        return None if where is None else [node for node in self._inputs if node in where]
+
+    def _follow(self, nodes: Iterable[ir.Node]) -> set[ir.Node]:
+        known = self._work.symbolic
+        return set() if known is None else known.update(self._inputs, nodes)
+
+    def _close_to(self, front: set[ir.Node]) -> set[ir.Node]:
+        near: set[ir.Node] = set()
+        for _ in range(_REACH):
+            near |= front
+            past = [node for node in front if node.op_type in _LOOKED_PAST]
+            front = {use.node for node in past for output in node.outputs for use in output.uses()} - near
+        return near
