@@ -26,8 +26,8 @@ from .representing import represent
 from .saving import ExternalData, Saved, move, save
 from .tensors import SPARSE
 from .validate import validate
-from .weights import Place, graphs, is_large, parameters, swapped, weight_bytes, weights
-from .wire import reference
+from .weights import graphs, is_large, parameters, places, weight_bytes, weights
+from .writing import message
 
 __all__ = [
     "NOTES",
@@ -88,12 +88,12 @@ def check(model: ir.Model, full: bool = True) -> None:
     Raises:
         ModelError: The model is not valid; the message names the node where it can.
     """
-    try:
-        with swapped(model, lambda place: _without_data(place, model)):
-            proto = ir.to_proto(model)
-    except ir.serde.SerdeError as error:
-        raise ModelError(f"the model cannot be written as ONNX: {root_cause(error)}") from error
-    checker.run(proto, full=full)
+    without = {place.owner: ("elsewhere", 0) for place in places(model) if is_large(place.tensor)}
+    if opset(model) < checker.SPARSE_CONSTANT_OPSET:  # only initializers of the main graph have a stand-in then
+        without = {
+            owner: where for owner, where in without.items() if isinstance(owner, ir.Value) and owner.graph is model.graph
+        }
+    checker.run(message(model, without.get), full=full)
 
 
 @collected_later()
@@ -168,13 +168,3 @@ def _dimension(dim: int | ir.SymbolicDim) -> int | str | None:
     if isinstance(dim, int):
         return dim if dim >= 0 else None
     return dim.value or None
-
-
-def _without_data(place: Place, model: ir.Model) -> ir.TensorProtocol | None:
-    """A tensor of the same type and shape for the checker; None where the tensor is small, or the checker needs it."""
-    if not is_large(place.tensor):
-        return None
-    replaceable = isinstance(place.owner, ir.Value) and place.owner.graph is model.graph
-    if not replaceable and opset(model) < checker.SPARSE_CONSTANT_OPSET:
-        return None
-    return reference(place.tensor, "elsewhere", 0, place.tensor.nbytes)

@@ -12,8 +12,8 @@ import hashlib
 import onnx_ir as ir
 
 from .external import FileTensor
-from .weights import is_large, places, swapped
-from .wire import reference
+from .weights import is_large, places
+from .writing import message
 
 _DIGEST = "graphopt.sha256"
 """Key of ``tensor.meta`` under which a tensor's digest stays."""
@@ -31,12 +31,11 @@ class _Hash:
 
 def fingerprint(model: ir.Model) -> str:
     """SHA-256, hexadecimal. Equal for clones; another one after any change to the graph, its names or its weights."""
+    large = {place.owner: place.tensor for place in places(model) if is_large(place.tensor)}
     found = hashlib.sha256()
-    for place in places(model):
-        if is_large(place.tensor):
-            found.update(_digest(place.tensor))
-    with swapped(model, lambda place: reference(place.tensor, "", 0, place.tensor.nbytes) if is_large(place.tensor) else None):
-        found.update(ir.to_proto(model).SerializeToString(deterministic=True))
+    for tensor in large.values():
+        found.update(_digest(tensor))
+    found.update(message(model, dict.fromkeys(large, ("", 0)).get).SerializeToString(deterministic=True))
     return found.hexdigest()
 
 

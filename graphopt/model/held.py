@@ -38,6 +38,10 @@ class HeldTensor(ir.Tensor[np.ndarray]):
         """The number of bytes."""
         return self.numpy().nbytes
 
+    def tobytes(self) -> bytes:
+        """The elements as ONNX stores them."""
+        return self.numpy().astype(stored(self.dtype), copy=False).tobytes()
+
 
 def held(proto: onnx.TensorProto) -> ir.TensorProtocol:
     """The tensor of a valid TensorProto that holds its data; strings and packed types as the library has them."""

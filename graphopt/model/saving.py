@@ -33,7 +33,8 @@ from . import tensors, wire
 from .external import FileTensor
 from .reading import locations, read, root_cause
 from .tensors import SPARSE
-from .weights import Place, is_large, places, swapped, weight_bytes
+from .weights import Owner, Place, is_large, places, weight_bytes
+from .writing import Elsewhere, message
 
 ExternalData = Literal["auto", "always", "never"]
 """Whether weights go to a file of their own; ``auto``: from ``EMBED_LIMIT_BYTES`` on."""
@@ -114,11 +115,8 @@ def move(source: Path, path: Path) -> None:
 
 
 def _save_embedded(model: ir.Model, large: list[Place], path: Path, durable: bool) -> Saved:
-    index = {place.owner: number for number, place in enumerate(large)}
-    skeleton = _serialize(
-        model, lambda place: wire.placeholder(place.tensor, index[place.owner]) if place.owner in index else None
-    )
-    pieces = wire.join(skeleton, [place.tensor for place in large])
+    marks = {place.owner: (wire.MARK, number) for number, place in enumerate(large)}
+    pieces = wire.join(_serialize(model, marks.get), [place.tensor for place in large])
     _check_size(wire.size(pieces), path)
     with _temporary(path) as (file, temporary):
         sink = _Sink(file)
@@ -138,13 +136,7 @@ def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: s
         data, sink = _Sink(data_file, sha.update), _Sink(file)
         offsets = _write_data(large, data)
         data_path = path.with_name(data_name or f"{path.stem}.{sha.hexdigest()[:8]}.data")
-
-        def at_its_place(place: Place) -> ir.TensorProtocol | None:
-            if place.owner not in offsets:
-                return None
-            return wire.reference(place.tensor, data_path.name, offsets[place.owner], place.tensor.nbytes)
-
-        skeleton = _serialize(model, at_its_place)
+        skeleton = _serialize(model, {owner: (data_path.name, offset) for owner, offset in offsets.items()}.get)
         _check_size(len(skeleton), path)
         sink.write(skeleton)
         data.flush(durable)
@@ -153,9 +145,9 @@ def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: s
     return Saved(path, data_path, sink.bytes + data.bytes)
 
 
-def _write_data(large: list[Place], data: _Sink) -> dict[ir.Value | ir.Node, int]:
+def _write_data(large: list[Place], data: _Sink) -> dict[Owner, int]:
     """Write the tensors and return their offsets; one that several places share is written once."""
-    offsets: dict[ir.Value | ir.Node, int] = {}
+    offsets: dict[Owner, int] = {}
     known: dict[tuple[int, int, int], int] = {}
     for place in large:
         tensor = place.tensor
@@ -168,50 +160,32 @@ def _write_data(large: list[Place], data: _Sink) -> dict[ir.Value | ir.Node, int
     return offsets
 
 
-def _serialize(model: ir.Model, choose: Callable[[Place], ir.TensorProtocol | None]) -> bytes:
-    with swapped(model, lambda place: choose(place) or _with_metadata_once(place.tensor)):
-        try:
-            proto = ir.to_proto(model)
-            _drop_repeated_types(proto.graph)
-            _drop_zeros(proto.graph)
-            for function in proto.functions:
-                function.domain = function.domain  # the field must be there even when it is empty
-            return bytes(proto.SerializeToString(deterministic=True))
-        except (ir.serde.SerdeError, wire.EncodeError) as error:
-            raise ModelError(f"the model cannot be written as ONNX: {root_cause(error)}") from error
-
-
-def _with_metadata_once(tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
-    """The library writes the metadata of a tensor that it has as a proto twice; of an array it does not."""
-    if not isinstance(tensor, ir.TensorProtoTensor) or not tensor.metadata_props:
-        return None
-    return ir.Tensor(
-        tensor.numpy(),
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )
+def _serialize(model: ir.Model, elsewhere: Elsewhere) -> bytes:
+    proto = message(model, elsewhere)
+    _drop_repeated_types(proto.graph)
+    _drop_zeros(proto.graph)
+    try:
+        return bytes(proto.SerializeToString(deterministic=True))
+    except wire.EncodeError as error:
+        raise ModelError(f"the model cannot be written as ONNX: {root_cause(error)}") from error
 
 
 def _drop_repeated_types(graph: onnx.GraphProto) -> None:
-    """Leave out types that only say again what something else says.
+    """Leave out types of what a QuantizeLinear or DequantizeLinear gives, if its shape is that of what the node reads.
 
-    Of an initializer, which the library adds to each: its tensor says the same. Of what a QuantizeLinear or DequantizeLinear
-    gives, if its shape is that of what the node reads: there are as many of these as of everything else in a quantized model.
+    There are as many of these as of everything else in a quantized model.
     """
-    repeated = {tensor.name for tensor in graph.initializer}
-    if same := [node for node in graph.node if node.op_type in _SAME_SHAPE and not node.domain]:
-        shapes = {info.name: info.type.tensor_type.shape.SerializeToString() for info in (*graph.input, *graph.value_info)}
-        for tensor in graph.initializer:
-            dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims]
-            shapes[tensor.name] = onnx.TensorShapeProto(dim=dims).SerializeToString()
-        repeated |= {node.output[0] for node in same if shapes.get(node.input[0]) == shapes.get(node.output[0])}
+    same = [node for node in graph.node if node.op_type in _SAME_SHAPE and not node.domain]
+    if not same:
+        return
+    shapes = {info.name: info.type.tensor_type.shape.SerializeToString() for info in (*graph.input, *graph.value_info)}
+    for tensor in graph.initializer:
+        dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.dims]
+        shapes[tensor.name] = onnx.TensorShapeProto(dim=dims).SerializeToString()
+    repeated = {node.output[0] for node in same if shapes.get(node.input[0]) == shapes.get(node.output[0])}
     kept = [info for info in graph.value_info if info.name not in repeated or info.doc_string or info.metadata_props]
-    if len(kept) < len(graph.value_info):
-        del graph.value_info[:]
-        graph.value_info.extend(kept)
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _drop_zeros(graph: onnx.GraphProto) -> None:

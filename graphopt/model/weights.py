@@ -1,14 +1,13 @@
 """A model's weights: the initializers of all its graphs and the values of its Constant nodes, functions included.
 
-One walk over these places serves counting, saving and checking: each place can be read, and its tensor swapped for
-another for a while.
+One walk over these places serves counting, saving and checking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -17,13 +16,15 @@ from graphopt import walk
 SMALL_BYTES = 1024
 """Smaller tensors always stay in the model's own file, where shape inference can read them."""
 _NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
+Owner: TypeAlias = ir.Value | ir.Node
+"""What has a tensor: the value of an initializer, or a Constant node."""
 
 
 @dataclass(frozen=True)
 class Place:
     """An initializer (``owner`` is its value) or the value of a Constant node (``owner`` is the node)."""
 
-    owner: ir.Value | ir.Node
+    owner: Owner
     tensor: ir.TensorProtocol
 
     @property
@@ -46,7 +47,7 @@ def places(model: ir.Model) -> Iterator[Place]:
     return (Place(owner, tensor) for owner, tensor in _held(model))
 
 
-def _held(model: ir.Model) -> Iterator[tuple[ir.Value | ir.Node, ir.TensorProtocol]]:
+def _held(model: ir.Model) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
     for graph in graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -94,22 +95,3 @@ def weight_bytes(model: ir.Model) -> int:
 def parameters(model: ir.Model) -> int:
     """How many numbers the weights hold. int64, bool and strings are not counted: they are shapes, indices and masks."""
     return sum(tensor.size for _, tensor in weights(model) if tensor.dtype not in _NOT_PARAMETERS)
-
-
-@contextmanager
-def swapped(model: ir.Model, choose: Callable[[Place], ir.TensorProtocol | None]) -> Iterator[None]:
-    """While the context is open, the tensors that ``choose`` returns stand in the places of the model's own."""
-    changed: list[tuple[Place, ir.Attr | None]] = []
-    try:
-        for place in list(places(model)):
-            other = choose(place)
-            if other is not None:
-                changed.append((place, place.owner.attributes["value"] if isinstance(place.owner, ir.Node) else None))
-                place.put(other)
-        yield
-    finally:
-        for place, attribute in changed:
-            if isinstance(place.owner, ir.Node) and attribute is not None:
-                place.owner.attributes["value"] = attribute
-            else:
-                place.put(place.tensor)

@@ -22,21 +22,21 @@ from google.protobuf.message import DecodeError, EncodeError, Message  # type: i
 
 __all__ = [
     "LIMIT_BYTES",
+    "MARK",
     "DecodeError",
     "EncodeError",
     "WireError",
     "is_truncated",
     "join",
-    "placeholder",
-    "reference",
     "size",
     "split",
 ]
 
 LIMIT_BYTES = 2**31 - 1
 """The largest message that protobuf reads or writes."""
+MARK = "graphopt:embedded"
+"""The location of data that ``join`` puts in their place; the offset is the tensor's number."""
 _LIMIT_DEPTH = 100
-_MARK = "graphopt:embedded"
 _BYTES = 2  # the wire type of strings, bytes and nested messages
 
 Piece: TypeAlias = bytes | memoryview | ir.TensorProtocol
@@ -100,39 +100,20 @@ def split(data: memoryview, location: str, minimum: int) -> bytes:
     return bytes(data) if pieces is None else b"".join(piece for piece in pieces if isinstance(piece, bytes | memoryview))
 
 
-def placeholder(tensor: ir.TensorProtocol, index: int) -> ir.ExternalTensor:
-    """What stands in a skeleton for ``tensors[index]`` until ``join`` puts the tensor there."""
-    return reference(tensor, _MARK, index, tensor.nbytes)
-
-
-def reference(tensor: ir.TensorProtocol, location: str, offset: int, length: int) -> ir.ExternalTensor:
-    """The same tensor, its data elsewhere."""
-    return ir.ExternalTensor(
-        location,
-        offset,
-        length,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=tensor.name or "",
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props),
-    )
-
-
 def join(skeleton: bytes, tensors: Sequence[ir.TensorProtocol]) -> list[Piece]:
     """The pieces of a model file, in order: bytes, and tensors whose raw data belong there.
 
     Args:
-        skeleton: A serialized model with ``placeholder`` tensors in it.
-        tensors: What the placeholders stand for.
+        skeleton: A serialized model in which tensors have their data at ``MARK``.
+        tensors: These tensors.
     """
-    marks = _positions(skeleton, _MARK.encode())
+    marks = _positions(skeleton, MARK.encode())
     data = memoryview(skeleton)
 
     def with_data(start: int, end: int) -> list[Piece] | None:
         proto = onnx.TensorProto.FromString(data[start:end].tobytes())
         place = {entry.key: entry.value for entry in proto.external_data}
-        if place.get("location") != _MARK:
+        if place.get("location") != MARK:
             return None
         tensor = tensors[int(place["offset"])]
         proto.ClearField("external_data")
