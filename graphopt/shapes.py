@@ -131,12 +131,12 @@ def facts(
     if types is None:
         types = _types(skeleton, follow_values=True)
     found = _of_constants(constants)
-    shapes: dict[bytes, ir.Shape] = {}
+    read: dict[bytes, tuple[ir.DataType, ir.Shape | None]] = {}
     for value, name in skeleton.names.items():
         if value in certain:
             found[value] = certain[value]
         elif value not in found and name in types:
-            found[value] = _type_and_shape(types[name], shapes)
+            found[value] = _type_and_shape(types[name], read)
     return found
 
 
@@ -186,19 +186,20 @@ def _may_be_long(known: ir.TypeAndShape | None) -> bool:
     return len(dims) == 1 and not (isinstance(dims[0], int) and dims[0] <= _LONG)
 
 
-def _type_and_shape(proto: onnx.TypeProto, shapes: dict[bytes, ir.Shape]) -> ir.TypeAndShape:
-    """What a message says; ``shapes`` holds those that were read before: most values of a model share a few."""
-    if proto.WhichOneof("value") != "tensor_type":
-        kind = ir.serde.deserialize_type_proto_for_type(proto)
-        shape = ir.serde.deserialize_type_proto_for_shape(proto)
-        return ir.TypeAndShape(kind, None if shape is None else ir.Shape([_known(dim) for dim in shape]))
-    tensor = proto.tensor_type
-    if not tensor.HasField("shape"):
-        return ir.TypeAndShape(ir.TensorType(ir.DataType(tensor.elem_type)), None)
-    key = tensor.shape.SerializeToString()
-    if key not in shapes:
-        shapes[key] = ir.Shape([_dimension(dim) for dim in tensor.shape.dim], frozen=True)
-    return ir.TypeAndShape(ir.TensorType(ir.DataType(tensor.elem_type)), shapes[key])
+def _type_and_shape(proto: onnx.TypeProto, read: dict[bytes, tuple[ir.DataType, ir.Shape | None]]) -> ir.TypeAndShape:
+    """What a message says; ``read`` holds the tensor types that were read before: most values of a model share a few."""
+    key = proto.SerializeToString()
+    if key not in read:
+        if proto.WhichOneof("value") != "tensor_type":
+            kind = ir.serde.deserialize_type_proto_for_type(proto)
+            shape = ir.serde.deserialize_type_proto_for_shape(proto)
+            return ir.TypeAndShape(kind, None if shape is None else ir.Shape([_known(dim) for dim in shape]))
+        tensor, shape = proto.tensor_type, None
+        if tensor.HasField("shape"):
+            shape = ir.Shape([_dimension(dim) for dim in tensor.shape.dim], frozen=True)
+        read[key] = ir.DataType(tensor.elem_type), shape
+    dtype, shape = read[key]
+    return ir.TypeAndShape(ir.TensorType(dtype), shape)
 
 
 def _dimension(proto: onnx.TensorShapeProto.Dimension) -> int | str | None:

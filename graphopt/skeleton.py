@@ -7,27 +7,18 @@ types of what enters and leaves a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
 
 from . import walk
+from .model.writing import plain
 
 SMALL_BYTES = 1024
 """Tensors up to this size stay: they may be shapes, which inference computes with."""
 
-_TYPE = ir.AttributeType
-_FIELDS: Mapping[ir.AttributeType, tuple[str, Callable[[Any], Any]]] = {
-    _TYPE.FLOAT: ("f", float),
-    _TYPE.FLOATS: ("floats", tuple),
-    _TYPE.INT: ("i", int),
-    _TYPE.INTS: ("ints", tuple),
-    _TYPE.STRING: ("s", lambda text: text if isinstance(text, bytes) else text.encode()),
-    _TYPE.STRINGS: ("strings", lambda texts: [text.encode() for text in texts]),
-}
-"""In which field of an attribute a value stands."""
+_KIND = ir.AttributeType
 
 
 class Skeleton:
@@ -46,6 +37,7 @@ class Skeleton:
         """The name that each value of the main graph and its subgraphs has in the skeleton."""
         self.branches = False
         """Whether there are subgraphs."""
+        self._attributes: dict[int, onnx.AttributeProto] = {}
         self._stated = stated
         self._constants = constants
         self._replaced = {value: f"c{i}" for i, value in enumerate(constants) if not value.is_initializer()}
@@ -106,27 +98,26 @@ class Skeleton:
         proto.input.extend([replaced[value] if value in replaced else name(value) for value in node.inputs])
         proto.output.extend([name(value) for value in node.outputs])
         for attribute in node.attributes.data.values():
-            self._attribute(attribute, proto.attribute.add())
+            made = self._attributes.get(id(attribute)) or plain(attribute)
+            if made is None:
+                self._holder(attribute, proto.attribute.add())
+            else:
+                self._attributes[id(attribute)] = made
+                proto.attribute.append(made)
 
-    def _attribute(self, attribute: ir.Attr, proto: onnx.AttributeProto) -> None:
+    def _holder(self, attribute: ir.Attr, proto: onnx.AttributeProto) -> None:
+        """An attribute that holds tensors or graphs."""
         kind, value = attribute.type, attribute.value
         proto.name, proto.type = attribute.name, kind.value  # type: ignore[assignment]
-        if attribute.is_ref():
-            proto.ref_attr_name = attribute.ref_attr_name or ""
-        elif kind in _FIELDS:
-            field, encode = _FIELDS[kind]
-            if isinstance(value, tuple):
-                getattr(proto, field).extend(encode(value))
-            else:
-                setattr(proto, field, encode(value))
-        elif kind is _TYPE.TENSOR:
+        if kind is _KIND.TENSOR:
             _tensor(proto.t, value)
-        elif kind is _TYPE.GRAPH or kind is _TYPE.GRAPHS:
-            self.branches = True
-            for graph in [value] if kind is _TYPE.GRAPH else value:
-                self._graph(graph, proto.g if kind is _TYPE.GRAPH else proto.graphs.add())
+        elif kind is _KIND.TENSORS:
+            for tensor in value:
+                _tensor(proto.tensors.add(), tensor)
         else:
-            ir.serde.serialize_attribute_into(proto, attribute)
+            self.branches = True
+            for graph in [value] if kind is _KIND.GRAPH else value:
+                self._graph(graph, proto.g if kind is _KIND.GRAPH else proto.graphs.add())
 
     def _function(self, function: ir.Function, proto: onnx.FunctionProto) -> None:
         proto.domain, proto.name, proto.overload = function.domain, function.name, function.overload
@@ -136,7 +127,7 @@ class Skeleton:
             if attribute.value is None:
                 proto.attribute.append(attribute.name)
             else:
-                self._attribute(attribute, proto.attribute_proto.add())
+                proto.attribute_proto.append(ir.serde.serialize_attribute(attribute))
         proto.input.extend(map(self._name, function.inputs))
         for node in function:
             self._node(node, proto.node.add())

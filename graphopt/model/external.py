@@ -11,7 +11,6 @@ import io
 import mmap
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, Protocol
 
@@ -119,8 +118,8 @@ class DataFile:
 class FileTensor(ir.LazyTensor):
     """A tensor whose data are a span of a file; they are mapped when asked for, and let go with the array."""
 
-    def __init__(self, file: DataFile, offset: int, dtype: ir.DataType, shape: Sequence[int], **described: Any) -> None:
-        super().__init__(self._read, dtype, ir.Shape(shape), **described)
+    def __init__(self, file: DataFile, offset: int, dtype: ir.DataType, shape: ir.Shape, **described: Any) -> None:
+        super().__init__(self._read, dtype, shape, **described)
         self.file = file
         self.offset = offset
         self._nbytes = super().nbytes

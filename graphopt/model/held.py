@@ -1,4 +1,4 @@
-"""Small tensors of a model's own message, parsed once.
+"""Small tensors of a model's own message: their bytes, and an array once it is asked for.
 
 The library's tensor of a TensorProto parses type, shape and contents whenever one of them is asked for, and its other tensors
 compute their size anew each time. Rewrites ask thousands of times.
@@ -6,7 +6,7 @@ compute their size anew each time. Rewrites ask thousands of times.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ _FIELDS = {
 """The fields that hold numbers of a type as they are; in others they are packed or converted."""
 
 
-class HeldTensor(ir.Tensor[np.ndarray]):
-    """A tensor of whole bytes an element, in memory, that knows its size."""
+class HeldTensor(ir.LazyTensor):
+    """A tensor of whole bytes an element, in memory as ONNX stores it, that knows its size."""
 
-    def __init__(self, array: np.ndarray, dtype: ir.DataType, **described: Any) -> None:
-        super().__init__(array, dtype, shape=ir.Shape(array.shape, frozen=True), **described)
+    def __init__(self, data: bytes, dtype: ir.DataType, shape: ir.Shape, **described: Any) -> None:
+        super().__init__(partial(_tensor, data, dtype, shape), dtype, shape, **described)
+        self._data = data
+        self._array: np.ndarray | None = None
 
     @property
     def size(self) -> int:
@@ -36,26 +38,41 @@ class HeldTensor(ir.Tensor[np.ndarray]):
     @property
     def nbytes(self) -> int:
         """The number of bytes."""
-        return self.numpy().nbytes
+        return len(self._data)
+
+    def numpy(self) -> np.ndarray:
+        """The elements."""
+        if self._array is None:
+            self._array = _array(self._data, self.dtype, self.shape)
+        return self._array
 
     def tobytes(self) -> bytes:
         """The elements as ONNX stores them."""
-        return self.numpy().astype(stored(self.dtype), copy=False).tobytes()
+        return self._data
 
 
-def held(proto: onnx.TensorProto) -> ir.TensorProtocol:
-    """The tensor of a valid TensorProto that holds its data; strings and packed types as the library has them."""
-    dtype = ir.DataType(proto.data_type)
+def _array(data: bytes, dtype: ir.DataType, shape: ir.Shape) -> np.ndarray:
+    return np.frombuffer(data, stored(dtype)).reshape(shape.numpy())
+
+
+def _tensor(data: bytes, dtype: ir.DataType, shape: ir.Shape) -> ir.TensorProtocol:
+    return ir.Tensor(_array(data, dtype, shape), dtype, shape=shape)
+
+
+def held(proto: onnx.TensorProto, dtype: ir.DataType, shape: ir.Shape) -> ir.TensorProtocol:
+    """The tensor of a valid TensorProto of this type and shape that holds its data.
+
+    Strings and packed types are as the library has them.
+    """
     if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
         return ir.serde.deserialize_tensor(proto)
     if proto.HasField("raw_data"):
-        return HeldTensor(np.frombuffer(proto.raw_data, stored(dtype)).reshape(proto.dims), dtype, **described(proto))
-    field = _FIELDS.get(dtype)
-    if field is None:
-        array = ir.serde.deserialize_tensor(proto).numpy()
+        data = proto.raw_data
+    elif dtype in _FIELDS:
+        data = np.array(getattr(proto, _FIELDS[dtype]), stored(dtype)).tobytes()
     else:
-        array = np.array(getattr(proto, field), stored(dtype)).reshape(proto.dims)
-    return HeldTensor(array, dtype, **described(proto))
+        data = ir.serde.deserialize_tensor(proto).tobytes()
+    return HeldTensor(data, dtype, shape, **described(proto))
 
 
 def described(proto: onnx.TensorProto) -> dict[str, Any]:

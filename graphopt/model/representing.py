@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from .external import DataFiles, FileTensor
 from .held import described, held
+from .tensors import data_type
 from .weights import graphs
 
 _TENSOR, _TENSORS = onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS
@@ -63,6 +64,7 @@ class _Representation:
         self.files = files
         self.types: dict[bytes, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
         self.attributes: dict[bytes, ir.Attr] = {}
+        self.shapes: dict[tuple[int, ...], ir.Shape] = {}
 
     def graph(self, proto: onnx.GraphProto, around: _Scope | None = None) -> ir.Graph:
         """The graph of ``proto``; ``around`` is the scope of the node that it belongs to."""
@@ -75,14 +77,16 @@ class _Representation:
         for given in proto.initializer:
             tensor = self.tensor(given)
             if given.name not in values:
-                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(given.dims))
+                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=self.shape(given.dims))
                 values[given.name] = self.describe(value, infos.get(given.name))
             values[given.name].const_value = tensor
             initializers.append(values[given.name])
         made = []
         for node in proto.node:
-            made.append([self.describe(ir.Value(name=name), infos.get(name)) for name in node.output])
-            values.update((value.name, value) for value in made[-1] if value.name)
+            made.append([ir.Value(name=name) for name in node.output])
+            for name, value in zip(node.output, made[-1], strict=True):
+                if name:
+                    values[name] = self.describe(value, infos[name]) if name in infos else value
         scope = values if around is None else ChainMap(values, around)
         nodes = [self.node(node, outputs, scope) for node, outputs in zip(proto.node, made, strict=True)]
         return ir.Graph(
@@ -132,11 +136,19 @@ class _Representation:
 
     def tensor(self, proto: onnx.TensorProto) -> ir.TensorProtocol:
         """A tensor: in its file where it lies in one, else parsed."""
+        dtype, shape = data_type(proto.data_type), self.shape(proto.dims)
         if proto.data_location != onnx.TensorProto.EXTERNAL:
-            return held(proto)
+            return held(proto, dtype, shape)
         place = {entry.key: entry.value for entry in proto.external_data}
         file, offset = self.files[place["location"]], int(place.get("offset", 0))
-        return FileTensor(file, offset, ir.DataType(proto.data_type), proto.dims, **described(proto))
+        return FileTensor(file, offset, dtype, shape, **described(proto))
+
+    def shape(self, dims: Sequence[int]) -> ir.Shape:
+        """The shape of these dimensions; one for all tensors that have it."""
+        key = tuple(dims)
+        if key not in self.shapes:
+            self.shapes[key] = ir.Shape(key, frozen=True)
+        return self.shapes[key]
 
     def describe(self, value: ir.Value, info: onnx.ValueInfoProto | None) -> ir.Value:
         """Give a value the type, the shape and the texts that the model states for it."""
