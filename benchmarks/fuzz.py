@@ -249,7 +249,7 @@ def page(seed: int, total: Tally, failures: list[Failure]) -> list[str]:
         " arithmetic around them, Pad and pooling, Gelu, HardSwish and SiLU, LayerNormalization and RMSNormalization"
         " written out, LSTM, GRU and RNN with computed initial states, attention, reshapes by computed shapes, round trips"
         " of Split, Concat, Slice, Transpose and Cast, sequences, random numbers, If and Loop with captured values,"
-        " function calls; weights that several nodes read, that a caller may override, that are outputs too; opsets 15 to"
+        " function calls; weights that several nodes read, that a caller may override, that are outputs too; other types, parts that hold nothing, and rows that data choose; opsets 9 to"
         " 23. It must pass the full checker afterwards, keep its inputs' and outputs' names and types, have no more nodes,"
         " and not change in a second run. At three batch sizes, for both values of the flag and with initializers"
         " overridden, it must give the same outputs: within 1e-5 of the largest, or within what changing all weights and"

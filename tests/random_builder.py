@@ -2,6 +2,9 @@
 
 Constants are made so that what rewrites must not touch is common: an initializer is read by several nodes, also by nodes of
 branches, is listed as an input too (a caller may override it), or is an output too.
+
+Steps write operators as the latest versions have them. For older ones, inputs become the attributes that they were; what such a
+version cannot say is ``UnfitError``, and the step ends.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +24,29 @@ Dims = tuple[int | str, ...]
 BATCH = "N"
 INPUTS = {"x": (BATCH, 4, 4, 4), "y": (BATCH, 6), "u": (BATCH, 2)}
 _T = TypeVar("_T")
+_WERE_ATTRIBUTES = {
+    "Clip": (11, ("", "min", "max")),
+    "Dropout": (12, ("", "ratio")),
+    "Pad": (11, ("", "pads", "value")),
+    "ReduceMax": (18, ("", "axes")),
+    "ReduceMean": (18, ("", "axes")),
+    "ReduceSum": (13, ("", "axes")),
+    "Slice": (10, ("", "starts", "ends", "axes")),
+    "Split": (13, ("", "split")),
+    "Squeeze": (13, ("", "axes")),
+    "Unsqueeze": (13, ("", "axes")),
+}
+"""The version in which attributes became inputs, and what the inputs were called."""
+_LATER = {("Split", "num_outputs"): 18, ("Resize", "axes"): 18, ("Shape", "start"): 15, ("ScatterND", "reduction"): 16}
+"""Attributes, and the version from which an operator has them."""
+_UNKNOWN_TO_RUNTIME = {"RandomUniformLike": 22}
+"""Operators whose versions from here on onnxruntime does not have yet."""
+_LEAST_INPUTS = {"Gemm": (11, 3)}
+"""Until some version an operator asked for so many inputs."""
+
+
+class UnfitError(Exception):
+    """This version of the operators cannot say it, or the values at hand do not fit."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,10 @@ class Graph:
     overridable: list[onnx.TensorProto] = field(default_factory=list)
     given: list[Value] = field(default_factory=list)
     """Initializers that are outputs too."""
+    old_ir: bool = False
+    """Whether all initializers have to be inputs too."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Constants by their names."""
 
     # ------------------------------------------------------------------------------------------------------------ chance
 
@@ -81,6 +112,7 @@ class Graph:
 
     def node(self, op_type: str, inputs: Sequence[str], hint: str = "v", outputs: int = 1, **attributes: object) -> list[str]:
         """The names of the outputs of a new node."""
+        inputs, attributes = self._as_it_was(op_type, inputs, attributes)
         names = [f"{self.new(hint)}{'' if i == 0 else f'_{i}'}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op_type, inputs, names, self.new("n"), **attributes))
         return names
@@ -102,19 +134,44 @@ class Graph:
         self.own.append(value)
         return value
 
+    def _as_it_was(
+        self, op_type: str, inputs: Sequence[str], attributes: dict[str, object]
+    ) -> tuple[Sequence[str], dict[str, object]]:
+        """Inputs and attributes as this version of the operator has them."""
+        exists = "domain" in attributes or _exists(op_type, self.opset)
+        if not exists or self.opset >= _UNKNOWN_TO_RUNTIME.get(op_type, 99):
+            raise UnfitError(op_type)
+        changed, least = _LEAST_INPUTS.get(op_type, (0, 0))
+        if self.opset < changed and len(inputs) < least:
+            raise UnfitError(op_type)
+        attributes = {name: value for name, value in attributes.items() if self.opset >= _LATER.get((op_type, name), 0)}
+        changed, names = _WERE_ATTRIBUTES.get(op_type, (0, ()))
+        if self.opset >= changed:
+            return inputs, attributes
+        if len(inputs) > len(names):
+            raise UnfitError(op_type)
+        for name, value in zip(names[1:], inputs[1:], strict=False):
+            if value:
+                if value not in self.arrays:
+                    raise UnfitError(op_type)
+                array = self.arrays[value]
+                attributes[name] = array.tolist() if array.ndim else array.item()
+        return inputs[:1], attributes
+
     # --------------------------------------------------------------------------------------------------------- constants
 
     def constant(self, array: np.ndarray, *, fixed: bool = False) -> str:
         """An initializer or a Constant; one that is ``fixed`` no caller can replace."""
         name = self.new("c")
         tensor = numpy_helper.from_array(array, name)
-        if self.chance(3):
+        self.arrays[name] = array
+        if self.chance(3) or (self.old_ir and (fixed or self.depth)):
             self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
             return name
         self.initializers.append(tensor)
         if array.dtype == np.float32:
             self.weights.append(Value(name, array.shape))
-        if self.depth == 0 and self.chance(24):
+        if self.depth == 0 and (self.old_ir or self.chance(24)):
             if not fixed:
                 self.overridable.append(tensor)
         elif self.depth == 0 and self.chance(40) and array.dtype == np.float32 and not fixed:
@@ -139,20 +196,27 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64))
 
-    # ------------------------------------------------------------------------------------------------ what versions changed
+    # ------------------------------------------------------------------------------------------------ what is written often
 
     def reduce_mean(self, x: Value, axes: Sequence[int], keepdims: int = 1) -> Value:
-        """ReduceMean, whose axes became an input in opset 18."""
+        """ReduceMean over some axes."""
         rank = len(x.dims)
         reduced = {axis % rank for axis in axes}
         dims = [1 if axis in reduced else dim for axis, dim in enumerate(x.dims) if keepdims or axis not in reduced]
-        if self.opset >= 18:
-            return self.inner("ReduceMean", [x, self.ints(*axes)], tuple(dims), keepdims=keepdims)
-        return self.inner("ReduceMean", [x], tuple(dims), axes=axes, keepdims=keepdims)
+        return self.inner("ReduceMean", [x, self.ints(*axes)], tuple(dims), keepdims=keepdims)
 
     def halves(self, x: Value, axis: int = 1) -> list[str]:
-        """Split in two equal parts; the number of parts had to be given from opset 18 on."""
-        return self.node("Split", [x.name], outputs=2, axis=axis, **({"num_outputs": 2} if self.opset >= 18 else {}))
+        """Split in two equal parts."""
+        return self.node("Split", [x.name], outputs=2, axis=axis, num_outputs=2)
+
+
+@cache
+def _exists(op_type: str, opset: int) -> bool:
+    try:
+        onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 def float_info(name: str, dims: Dims | None) -> onnx.ValueInfoProto:

@@ -132,7 +132,8 @@ def padded(g: Graph) -> None:
     value = ""
     if mode == "constant":
         deepest = -math.inf if users == ["MaxPool"] and max(amounts) < 2 else 1.0
-        value = g.choose("", g.number(0.0), g.number(g.choose(deepest, 0.5)) if g.chance(2) else g.number(0.0))
+        fill = g.choose(deepest, deepest, 0.5) if g.chance(2) or deepest < 0 else 0.0
+        value = g.choose("", g.number(0.0), g.number(fill))
     inputs = [x.name, pads, value, g.ints(2, -1)] if some else [x.name, pads, value]
     while not inputs[-1]:
         inputs.pop()
@@ -215,7 +216,7 @@ def limits(g: Graph) -> None:
         kind = g.choose("Relu", "Clip", "Min", "Max")
         bounds = [g.number(g.choose(-1.0, 0.0)), g.number(g.choose(6.0, 1.0, -0.5))]
         if kind == "Clip":
-            given = g.choose(bounds, [bounds[0]], ["", bounds[1]], bounds[::-1])
+            given = g.choose(bounds, [bounds[0]], ["", bounds[1]], bounds[::-1] if g.opset >= 11 else bounds)  # then it failed
             x = g.inner("Clip", [x, *given], x.dims)
         else:
             x = g.inner(kind, [x] if kind == "Relu" else [x, g.choose(*bounds)], x.dims)
@@ -300,6 +301,8 @@ def normalization(g: Graph) -> None:
     if x is None or x.dims[-1] == 1:
         return
     last = int(x.dims[-1])
+    if g.chance(3):
+        x = g.inner("Add", [x, g.inner("Tanh", [x], x.dims)], x.dims)
     axis = g.choose(-1, -1, -1, len(x.dims) - 1, 1)
     centred = x
     if not g.chance(3):

@@ -15,8 +15,9 @@ What only reshapes, whatever it is called, keeps all elements in their order: Re
 that are 1 for certain; a Transpose that keeps the order of the axes that are not 1; an Expand that repeats nothing; a Gather
 of 0, 1, 2, ... up to the end.
 
-Dynamic dimensions are taken to be 1 or more (``symbolic.py``). The rules are also right for 0, but for one: a Reshape to a
-constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses for an empty tensor.
+The inputs' dynamic dimensions are taken to be 1 or more (``symbolic.py``). The rules are also right for 0, but for one: a
+Reshape to a constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses for an empty tensor. What data
+decide may well be 0, as when a detector finds nothing: where the 0 copies such a dimension, the shape stays computed.
 """
 
 from __future__ import annotations
@@ -229,8 +230,16 @@ class Collapse:
             return
         wanted, dims = self.known.dims(node.outputs[0]), self.known.dims(node.inputs[0])
         target = None if wanted is None or dims is None else encode(wanted, dims)
-        if target is not None:
+        if target is not None and dims is not None and not self.is_undetermined(node, target, dims):
             self.set_operand(node, 1, target, f"the shape that it asks for is always {target}")
+
+    def is_undetermined(self, node: ir.Node, target: Sequence[int], dims: Dims) -> bool:
+        """Whether a Reshape may fail that did not: it finds no -1 where a dimension that it copies turns out to be 0."""
+        before = self.known.numbers(node.inputs[1])
+        if -1 not in target or (before is not None and -1 in before.flat):
+            return False
+        copied = [dim for dim, size in zip(dims, target, strict=False) if size == 0]
+        return any(isinstance(dim, Poly) and dim.has_unknown for dim in copied)
 
     def merge_reshapes(self, node: ir.Node) -> bool:
         """Skip the operators before a Reshape that only reshape for it."""

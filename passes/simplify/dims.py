@@ -19,6 +19,8 @@ from functools import cached_property
 Monomial = tuple[str, ...]
 """The atoms of a product, sorted, each as often as its power; () is 1."""
 
+UNKNOWN = "?"
+"""Begins the names of atoms that stand for a dimension of which nothing is known."""
 _MOST_TERMS = 40
 """Longer polynomials are given up: ``TooLongError``."""
 
@@ -67,6 +69,11 @@ class Poly:
     def leading(self) -> tuple[Monomial, int]:
         """The first term in the order of degree, then of names."""
         return max(self.terms, key=lambda term: (len(term[0]), term[0]))
+
+    @cached_property
+    def has_unknown(self) -> bool:
+        """Whether it depends on a dimension of which nothing is known, not on symbols of the inputs alone."""
+        return any(UNKNOWN in atom for monomial, _ in self.terms for atom in monomial)
 
     def __str__(self) -> str:
         return " + ".join("*".join((str(factor), *monomial)) for monomial, factor in sorted(self.terms))

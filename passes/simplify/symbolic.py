@@ -21,7 +21,20 @@ from graphopt.contracts import Array
 from graphopt.graphs import constant
 from graphopt.shapes import is_known
 
-from .dims import Dim, Poly, TooLongError, are_equal, is_nonnegative, larger, product, quotient, remainder, smaller, symbol
+from .dims import (
+    UNKNOWN,
+    Dim,
+    Poly,
+    TooLongError,
+    are_equal,
+    is_nonnegative,
+    larger,
+    product,
+    quotient,
+    remainder,
+    smaller,
+    symbol,
+)
 from .graph import Root, Work
 
 MOST_ELEMENTS = 64
@@ -214,7 +227,7 @@ class Symbolic:
     def unknown(self) -> Poly:
         """A dimension that nothing is known of."""
         self._unknown += 1
-        return symbol(f"?{self._unknown}")
+        return symbol(f"{UNKNOWN}{self._unknown}")
 
     def _constant_numbers(self, value: ir.Value) -> Array | None:
         tensor = constant(value)

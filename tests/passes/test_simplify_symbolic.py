@@ -283,3 +283,27 @@ def test_the_bound_of_a_range_that_becomes_a_constant_becomes_a_scalar():
     assert_same_outputs(model, result, {"x": np.zeros((3, 4), np.float32)})
     result, _ = simplify(model)
     assert_same_outputs(model, result, {"x": np.zeros((3, 4), np.float32)})
+
+
+def test_a_reshape_of_what_may_be_nothing_still_takes_nothing():
+    """No box is found: 0 rows. ``[0, -1]`` would fail, where the size of the second axis is computed too."""
+    model = from_text(
+        """
+        <ir_version: 8, opset_import: ["" : 18]>
+        main (float[N] score, float[N, A, B] x) => (float[R, C] y)
+        <float limit = {0}, int64[1] axis = {0}> {
+            kept = Greater(score, limit)
+            places = NonZero(kept)
+            rows = Squeeze(places, axis)
+            boxes = Gather(x, rows)
+            shape = Shape(boxes)
+            count = Shape <start = 0, end = 1> (boxes)
+            rest = Shape <start = 1, end = 3> (boxes)
+            size = ReduceProd(rest)
+            target = Concat <axis = 0> (count, size)
+            y = Reshape(boxes, target)
+        }
+        """
+    )
+    x = RNG.standard_normal((3, 2, 4)).astype(np.float32)
+    simplified(model, {"score": np.float32([1, -1, 1]), "x": x}, {"score": np.float32([-1, -1, -1]), "x": x})
