@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from random_builder import BATCH, Graph, Value
+from random_builder import BATCH, Graph, UnfitError, Value
 
 LARGEST = 8
 """Height and width stay at or below."""
@@ -105,7 +105,12 @@ def pool(g: Graph, x: Value, op_type: str) -> Value:
     stride = g.choose(1, 1, 2)
     attributes, dims = padding(g, sizes, kernel, stride)
     rounded_up = [math.ceil((size - kernel) / stride) + 1 for size in sizes]
-    if g.chance(6) and not attributes and all((dim - 1) * stride < size for dim, size in zip(rounded_up, sizes, strict=True)):
+    if (
+        g.chance(6)
+        and g.opset >= 10
+        and not attributes
+        and all((dim - 1) * stride < size for dim, size in zip(rounded_up, sizes, strict=True))
+    ):
         attributes["ceil_mode"], dims = 1, rounded_up
     if op_type == "AveragePool" and g.chance(3):
         attributes["count_include_pad"] = 1
@@ -216,7 +221,9 @@ def limits(g: Graph) -> None:
         kind = g.choose("Relu", "Clip", "Min", "Max")
         bounds = [g.number(g.choose(-1.0, 0.0)), g.number(g.choose(6.0, 1.0, -0.5))]
         if kind == "Clip":
-            given = g.choose(bounds, [bounds[0]], ["", bounds[1]], bounds[::-1] if g.opset >= 11 else bounds)  # then it failed
+            given = g.choose(bounds, [bounds[0]], ["", bounds[1]], bounds[::-1])
+            if g.opset < 11 and (g.arrays[bounds[0]] > g.arrays[bounds[1]] or given == bounds[::-1]):
+                raise UnfitError("the runtime refuses attributes the other way round")
             x = g.inner("Clip", [x, *given], x.dims)
         else:
             x = g.inner(kind, [x] if kind == "Relu" else [x, g.choose(*bounds)], x.dims)

@@ -9,6 +9,7 @@
 Clip is min(max(x, a), b), also where a > b. All of them hand on NaN. A Clip without a bound has the largest finite number
 for one, so it turns infinity into that number: Max(x, a) alone is no Clip, and a bound that is missing on both sides stays
 missing. Conditions: nothing else reads the inner value; all bounds are constants that no caller can override, and no NaN.
+Before opset 11 bounds are attributes, which runtimes refuse for a > b: there only Relus merge.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def _bounds(work: Work, node: ir.Node) -> tuple[_Bounds, ir.Value | None] | None
         return None
     if node.op_type == "Relu":
         return (0.0, None), node.inputs[0]
-    if node.op_type == "Clip":
-        return None if work.opset < _BOUNDS_ARE_INPUTS else _clip_bounds(node)
-    if len(node.inputs) != 2:
+    if work.opset < _BOUNDS_ARE_INPUTS or (node.op_type != "Clip" and len(node.inputs) != 2):
         return None
+    if node.op_type == "Clip":
+        return _clip_bounds(node)
     for value, x in ((node.inputs[1], node.inputs[0]), (node.inputs[0], node.inputs[1])):
         bound, tensor = number(value), constant(value)
         narrow = tensor is not None and len(tensor.shape) <= (work.rank(x) or 0)

@@ -137,6 +137,13 @@ def test_limits_are_merged_to_the_same_numbers_infinity_and_nan_included(body: s
         np.testing.assert_array_equal(run(result, feed)["y"], run(proto, feed)["y"])
 
 
+def test_where_limits_are_attributes_only_relus_merge():
+    zero, six = np.array(0, np.float32), np.array(6, np.float32)
+    body = "a = Max(x, zero) b = Min(six, a) c = Relu(b) y = Relu(c)"
+    given = model(body, "float[N] x", "float[N] y", 10, 5, zero=zero, six=six)
+    assert operators(fused(given, {"x": SPECIAL})) == ["Max", "Min", "Relu"]
+
+
 def test_a_limited_value_that_others_read_keeps_its_limits():
     body, six = "a = Relu(x) y = Clip(a, , six) z = Neg(a)", np.array(6, np.float32)
     assert operators(fused(model(body, "float[N] x", "float[N] y, float[N] z", six=six))) == ["Relu", "Clip", "Neg"]
