@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
+from .symbolic import NUMBERED
 
 _REACH = 64
 """So many operators on, rules may look back at a change; where they look further back, the next run of the pass finds it."""
-_LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | {"ScatterND", "Slice", "Split"}
+_LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | NUMBERED | {"ScatterND", "Slice", "Split"}
 
 Where = set[ir.Node] | None
 """Where to look; None is everywhere."""
@@ -74,9 +75,11 @@ class Watch:
         return set() if known is None else known.update(self._inputs, nodes)
 
     def _close_to(self, front: set[ir.Node]) -> set[ir.Node]:
-        near: set[ir.Node] = set()
+        near, past = {*front}, front
         for _ in range(_REACH):
-            near |= front
-            past = [node for node in front if node.op_type in _LOOKED_PAST]
             front = {use.node for node in past for output in node.outputs for use in output.uses()} - near
+            if not front:
+                break
+            near |= front
+            past = {node for node in front if node.op_type in _LOOKED_PAST}
         return near
