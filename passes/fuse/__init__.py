@@ -9,6 +9,7 @@ gemm        MatMul and Add become Gemm, which transposes by itself
 pool        a mean over height and width is a GlobalAveragePool
 normalize   a LayerNormalization or an RMSNormalization written out
 activation  Gelu, HardSwish and HardSigmoid written out
+whole       what the runtime has a kernel for keeps its end
 enlarge     a Conv of 1 x 1 goes before the Resize that it can change places with
 linear      and into the MatMul before it
 residual    an Add that the runtime would fuse to its disadvantage

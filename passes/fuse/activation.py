@@ -32,17 +32,26 @@ _HARD_SIGMOID = (ir.AttrFloat32("alpha", 1 / 6), ir.AttrFloat32("beta", 0.5))
 
 def use_gelu(work: Work, node: ir.Node) -> Change | None:
     """Make a Gelu of the product that it is."""
-    if work.opset < _GELU_OPSET or not _is_replaceable(work, node):
+    found = gelu(work, node) if work.opset >= _GELU_OPSET else None
+    if found is None:
+        return None
+    x, form = found
+    name = site(node)
+    work.add(node, "Gelu", [x], [ir.AttrString("approximate", "tanh")] if form == "Tanh" else [])
+    return Change(name, f"made a Gelu of {form} and arithmetic", "one operator computes it")
+
+
+def gelu(work: Work, node: ir.Node) -> tuple[ir.Value, str] | None:
+    """The x of which a product is a Gelu that is written out, and the function that computes it: Erf or Tanh."""
+    if node.op_type != "Mul" or not _is_replaceable(work, node):
         return None
     factor, factors = _product(work, node)
     if len(factors) != 2 or not _near(factor, 0.5) or not _same_rank(work, node, factors):
         return None
     for x, other in (factors, factors[::-1]):
-        for inner, form, attributes in ((_erf, "Erf", []), (_tanh, "Tanh", [ir.AttrString("approximate", "tanh")])):
+        for form, inner in (("Erf", _erf), ("Tanh", _tanh)):
             if _one_plus(work, node, other, x, inner):
-                name = site(node)
-                work.add(node, "Gelu", [x], attributes)
-                return Change(name, f"made a Gelu of {form} and arithmetic", "one operator computes it")
+                return x, form
     return None
 
 

@@ -4,7 +4,8 @@
 
 ``W x`` is a Conv or a Gemm with a constant weight, and the affine one of those in ``affine``. A Conv pads with zeros *after*
 the affine: with t it is exact only where nothing is padded. Conditions besides: nothing else reads s x + t; every new weight
-is finite; |t| is small, because W t is subtracted again from (W s) x and takes that many digits with it.
+is finite; |t| is small, because W t is subtracted again from (W s) x and takes that many digits with it; and the affine is
+not the end of what the runtime computes by one kernel.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from graphopt.graphs import constant, is_overridable, site
 
 from .affine import Affine, is_inference, operand_index, read_affine, rounded
 from .graph import FLOATS, Work, attribute, declined, only_use
+from .whole import ends_kernel
 
 _AFFINE = ("BatchNormalization", "Mul", "Add", "Sub", "Div")
 _MOST_SHIFT = 16.0
@@ -32,6 +34,8 @@ def fold_affine_before(work: Work, node: ir.Node) -> Change | None:
     if operand is None or any(value is not None and constant(value) is None for value in node.inputs[1:]):
         return None
     if before.op_type == "BatchNormalization" and not is_inference(work, before):
+        return None
+    if ends_kernel(work, before):
         return None
     what, name = f"folded {before.op_type} into the {node.op_type} behind it", site(before)
     over = next((value for index, value in enumerate(before.inputs) if index != operand and is_overridable(value)), None)

@@ -2,8 +2,8 @@
 
     x + 0, x - 0, x * 1, x / 1   ->   x
 
-Conditions: the constant holds that number only, no caller can override it, and it does not widen x by broadcasting. The sign
-of a zero may change: -0 + 0 is 0.
+Conditions: the constant holds that number only, no caller can override it, it does not widen x by broadcasting, and the node
+is not the end of what the runtime computes by one kernel. The sign of a zero may change: -0 + 0 is 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from graphopt.graphs import constant, site
 
 from .affine import operand_index
 from .graph import Work
+from .whole import ends_kernel
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _MOST = 1 << 16
@@ -34,6 +35,8 @@ def remove_neutral(work: Work, node: ir.Node) -> Change | None:
     if not _fits(work, x, tuple(tensor.shape.numpy())) or (tensor.numpy() != _NEUTRAL[node.op_type]).any():
         return None
     if not work.can_replace(node.outputs[0]) or (node.outputs[0].is_graph_output() and x.is_graph_output()):
+        return None
+    if ends_kernel(work, node):
         return None
     change = Change(site(node), f"removed {node.op_type}", f"its constant is {_NEUTRAL[node.op_type]} everywhere")
     work.replace(node.outputs[0], x)

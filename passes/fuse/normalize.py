@@ -3,18 +3,22 @@
     d = x - mean(x),  y = d / sqrt(mean(d^2) + epsilon) gamma   ->   y = LayerNormalization(x, gamma)         opset 17
     LayerNormalization(x, gamma) + beta                         ->   LayerNormalization(x, gamma, beta)
     y = x / sqrt(mean(x^2) + epsilon) gamma                     ->   y = RMSNormalization(x, gamma)           opset 23
+    y = x (1 / sqrt(mean(x x) + epsilon)) gamma                 ->   y = x / sqrt(mean(x^2) + epsilon) gamma  before opset 23
 
 Means run over the last axis, gamma and beta are vectors of its length, which is fixed and known. The square is a Pow or a
 Mul, the quotient a Div or a Mul with a Reciprocal; d may be computed twice. Nothing else may read what lies in between.
 float32 only: in other types the operator computes with another precision than the nodes do.
 
 onnxruntime makes one operator of the nodes when it loads the model; of an RMSNormalization (Zhang 2019) only if it is written
-with Pow and Div: written with Mul or Reciprocal, as exporters do, it takes 1.5 to 2.5 times as long as its kernel. A target
+with Pow and Div: written with Mul or Reciprocal, as exporters do, it takes 1.5 to 3 times as long as its kernel. A target
 without that kernel keeps the nodes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
@@ -56,6 +60,17 @@ def _add_beta(work: Work, node: ir.Node, value: ir.Value, beta: ir.Value) -> Cha
 
 
 def _normalize(work: Work, node: ir.Node, quotient: ir.Value, gamma: ir.Value) -> Change | None:
+    found = _layer_normalized(work, node, quotient, gamma)
+    if found is None:
+        return None
+    x, epsilon = found
+    name = site(node)
+    work.add(node, "LayerNormalization", [x, gamma], [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", epsilon)])
+    return Change(name, "made a LayerNormalization of its parts", "one operator computes it")
+
+
+def _layer_normalized(work: Work, node: ir.Node, quotient: ir.Value, gamma: ir.Value) -> tuple[ir.Value, float] | None:
+    """The x that ``node`` multiplies by gamma after it is normalized, and epsilon."""
     divided = _quotient(work, node, quotient)
     if divided is None:
         return None
@@ -71,32 +86,74 @@ def _normalize(work: Work, node: ir.Node, quotient: ir.Value, gamma: ir.Value) -
         x = sub.inputs[0]
         if x is None or not _is_vector(work, gamma, x) or work.rank(x) != work.rank(node.outputs[0]):
             return None
-        name = site(node)
-        work.add(node, "LayerNormalization", [x, gamma], [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", epsilon)])
-        return Change(name, "made a LayerNormalization of its parts", "one operator computes it")
+        return x, epsilon
     return None
 
 
 def use_rms_normalization(work: Work, node: ir.Node) -> Change | None:
-    """Make an RMSNormalization of the nodes that end in a Mul by gamma."""
-    if work.opset < _RMS_OPSET or work.runtime not in _RMS_RUNTIMES or len(node.inputs) != 2:
+    """Make an RMSNormalization of the nodes that end in a Mul by gamma, or write them as the runtime knows them."""
+    if work.runtime not in _RMS_RUNTIMES or work.dtype(node.outputs[0]) != ir.DataType.FLOAT:
         return None
-    if work.dtype(node.outputs[0]) != ir.DataType.FLOAT or not work.can_replace(node.outputs[0]):
+    found = _rms_normalized(work, node)
+    if found is None or not work.can_replace(node.outputs[0]):
+        return None
+    name = site(node)
+    if work.opset >= _RMS_OPSET:
+        attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", found.epsilon)]
+        work.add(node, "RMSNormalization", [found.x, found.gamma], attributes)
+        return Change(name, "made an RMSNormalization of its parts", "one operator computes it")
+    if (found.square.op_type, found.divider.op_type) == ("Pow", "Div"):
+        return None
+    if found.square.op_type != "Pow":
+        two = work.constant(found.square, np.array(2, np.float32), f"{found.square.outputs[0].name}_exponent")
+        work.add(found.square, "Pow", [found.x, two])
+    if found.divider.op_type != "Div":
+        work.add(found.divider, "Div", [found.x, found.root])
+    return Change(name, "wrote an RMSNormalization with Pow and Div", "the runtime knows it in that form")
+
+
+@dataclass(frozen=True)
+class _Rms:
+    """The parts of x / sqrt(mean(x^2) + epsilon) gamma."""
+
+    x: ir.Value
+    gamma: ir.Value
+    epsilon: float
+    square: ir.Node
+    root: ir.Value
+    divider: ir.Node
+
+
+def _rms_normalized(work: Work, node: ir.Node) -> _Rms | None:
+    """What ``node`` ends, a Mul by gamma."""
+    if len(node.inputs) != 2:
         return None
     for quotient, gamma in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         divided = None if quotient is None or not only_use(quotient) else _quotient(work, node, quotient)
         found = None if divided is None else _mean_of_squares(work, *divided)
-        if divided is None or found is None or gamma is None or not _is_vector(work, gamma, divided[0]):
-            continue
-        name = site(node)
-        attributes = [ir.AttrInt64("axis", -1), ir.AttrFloat32("epsilon", found)]
-        work.add(node, "RMSNormalization", [divided[0], gamma], attributes)
-        return Change(name, "made an RMSNormalization of its parts", "one operator computes it")
+        if divided is not None and found is not None and gamma is not None and _is_vector(work, gamma, divided[0]):
+            square, epsilon = found
+            return _Rms(divided[0], gamma, epsilon, square, divided[2].outputs[0], divided[1])
     return None
 
 
-def _mean_of_squares(work: Work, x: ir.Value, divider: ir.Node, root: ir.Node) -> float | None:
-    """The epsilon, if ``root`` is sqrt(mean(x^2) + epsilon) and serves ``divider`` only."""
+def ends_normalization(work: Work, node: ir.Node) -> bool:
+    """Whether a Mul by gamma or an Add of beta is the last node of a normalization that is written out."""
+    if len(node.inputs) != 2 or work.dtype(node.outputs[0]) != ir.DataType.FLOAT:
+        return False
+    for value, vector in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        if value is None or vector is None or not only_use(value):
+            continue
+        if node.op_type == "Mul" and _layer_normalized(work, node, value, vector) is not None:
+            return True
+        scaled = work.producer(value, node, "Mul") if node.op_type == "Add" else None
+        if scaled is not None and _is_vector(work, vector, value) and ends_normalization(work, scaled):
+            return True
+    return node.op_type == "Mul" and _rms_normalized(work, node) is not None
+
+
+def _mean_of_squares(work: Work, x: ir.Value, divider: ir.Node, root: ir.Node) -> tuple[ir.Node, float] | None:
+    """What squares x, and epsilon, if ``root`` is sqrt(mean(x^2) + epsilon) and serves ``divider`` only."""
     plus = work.producer(root.inputs[0], root, "Add")
     if plus is None or not (only_use(root.outputs[0]) and only_use(plus.outputs[0])):
         return None
@@ -106,7 +163,7 @@ def _mean_of_squares(work: Work, x: ir.Value, divider: ir.Node, root: ir.Node) -
         if mean is None or square is None or epsilon is None or epsilon < 0 or square.inputs[0] is not x:
             continue
         if _is_square(square) and _over_last(work, mean) and only_use(square.outputs[0]) and only_use(mean.outputs[0]):
-            return epsilon if work.rank(x) == work.rank(divider.outputs[0]) else None
+            return (square, epsilon) if work.rank(x) == work.rank(divider.outputs[0]) else None
     return None
 
 
@@ -137,10 +194,12 @@ def _quotient(work: Work, node: ir.Node, quotient: ir.Value) -> tuple[ir.Value, 
     for difference, by in pairs:
         root = work.producer(by, divider, "Sqrt")
         if divider.op_type == "Mul":
-            reciprocal = work.producer(by, divider, "Reciprocal")
+            reciprocal = work.producer(by, divider, "Reciprocal", "Div")
             if reciprocal is None or by is None or not only_use(by):
                 continue
-            root = work.producer(reciprocal.inputs[0], reciprocal, "Sqrt")
+            if reciprocal.op_type == "Div" and number(reciprocal.inputs[0]) != 1:
+                continue
+            root = work.producer(reciprocal.inputs[-1], reciprocal, "Sqrt")
         if root is not None and difference is not None:
             return difference, divider, root
     return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from graphopt import walk
-from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, site
+from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
 from graphopt.model.weights import graphs
 from graphopt.shapes import Facts, shape_of
 from graphopt.walk import defined, subgraphs
@@ -257,3 +257,15 @@ def remove(nodes: Sequence[ir.Node]) -> None:
         by_graph.setdefault(node.graph, []).append(node)
     for graph, members in by_graph.items():
         graph.remove(members, safe=True)
+
+
+def may_end_normalization(vector: ir.TensorProtocol, value: ir.Value) -> bool:
+    """Whether the operation of a vector on a value may be the end of a normalization that is written out.
+
+    Runtimes know those by their ends: ``fuse``, which knows them too, decides whether one that changes nothing goes.
+    """
+    producer = value.producer()
+    if vector.size <= 1 or producer is None or producer.op_type not in {"Div", "Mul"}:
+        return False
+    factors = [tensor for tensor in map(constant, producer.inputs) if tensor is not None]
+    return all(tensor.size > 1 for tensor in factors)

@@ -36,7 +36,7 @@ from graphopt.graphs import constant, site
 from .collapse import Collapse, has_one_place, is_only_for
 from .dims import Dim, product
 from .follow import Dims, sliced, symbolic
-from .graph import Work
+from .graph import Work, may_end_normalization
 from .parts import split_slices
 from .scatter import join_windows, read_before
 from .sink import SINKING, sink
@@ -278,7 +278,7 @@ def _neutral(index: int, number: float) -> Callable[[Collapse, ir.Node], None]:
                 continue
             dtype = tensor.dtype
             whole = dtype in INTEGERS or dtype == ir.DataType.BOOL
-            if not whole and not dtype.is_floating_point():
+            if not whole and (not dtype.is_floating_point() or may_end_normalization(tensor, other)):
                 continue
             array = tensor.numpy()
             same = np.all(array == number) and (number or whole or np.all(np.signbit(array) == np.signbit(number)))

@@ -18,7 +18,7 @@ from graphopt.graphs import constant
 
 from .collapse import Collapse, has_one_place
 from .follow import symbolic
-from .graph import Root, Work
+from .graph import Root, Work, may_end_normalization
 
 _TERMS = frozenset({"Add", "Sub"})
 _SMALL = 1 << 16
@@ -58,16 +58,18 @@ def drop_zero_terms(work: Work) -> list[Change]:
 
 def _other_than_zero(work: Work, node: ir.Node) -> ir.Value | None:
     """What an Add or Sub adds zero to."""
-    if _is_zero(work, node.inputs[1]):
+    if _is_zero(work, node.inputs[1], node.inputs[0]):
         return node.inputs[0]
-    return node.inputs[1] if node.op_type == "Add" and _is_zero(work, node.inputs[0]) else None
+    return node.inputs[1] if node.op_type == "Add" and _is_zero(work, node.inputs[0], node.inputs[1]) else None
 
 
-def _is_zero(work: Work, value: ir.Value | None) -> bool:
-    tensor = constant(value)
-    if value is None or work.excluded(value.name or ""):
+def _is_zero(work: Work, term: ir.Value | None, other: ir.Value | None) -> bool:
+    tensor = constant(term)
+    if term is None or other is None or tensor is None or work.excluded(term.name or ""):
         return False
-    return tensor is not None and tensor.dtype.is_floating_point() and tensor.size <= _SMALL and not np.any(tensor.numpy())
+    if not tensor.dtype.is_floating_point() or tensor.size > _SMALL or may_end_normalization(tensor, other):
+        return False
+    return not np.any(tensor.numpy())
 
 
 def _sensitive(root: Root) -> set[ir.Value]:

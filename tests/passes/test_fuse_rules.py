@@ -13,7 +13,7 @@ from graphopt import targets
 from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import run
 from quantizing import kernels
-from simplifying import operators
+from simplifying import operators, simplify
 
 X = {"x": normal(2, 4, 8, 8, seed=9)}
 W = normal(6, 4, 3, 3)
@@ -250,7 +250,8 @@ RMS = [
 def rms(
     body: str, opset: int = 23, outputs: str = "float[N, L, 16] y", axis: int = -1, **changed: np.ndarray
 ) -> onnx.ModelProto:
-    weights = {"two": np.array(2, np.float32), "last": np.array([axis]), "e": np.array(1e-5, np.float32), "g": normal(16)}
+    weights = {name: np.array(value, np.float32) for name, value in (("one", 1), ("two", 2), ("e", 1e-5))}
+    weights |= {"last": np.array([axis]), "g": normal(16)}
     used = {name: array for name, array in (weights | changed).items() if re.search(rf"\b{name}\b", body)}
     return model(body, "float[N, L, 16] x", outputs, opset, ir_version=11, **used)
 
@@ -259,7 +260,14 @@ def rms(
 def test_an_rms_normalization_written_out_becomes_one_where_the_opset_has_it(body: str):
     assert operators(fused(rms(body), ROWS)) == ["RMSNormalization"]
     assert operators(fused(listed_as_input(rms(body), "g"), ROWS)) == ["RMSNormalization"]
-    assert "RMSNormalization" not in operators(fused(rms(body, opset=22), ROWS))
+
+
+@pytest.mark.parametrize("body", [*RMS, RMS[1].replace("i = Reciprocal(r)", "i = Div(one, r)")])
+def test_before_there_was_one_an_rms_normalization_is_written_as_the_runtime_knows_it(body: str):
+    proto = rms(body, opset=18)
+    result = fused(proto, ROWS)
+    assert operators(result) == ["Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]
+    assert kernels(result, ROWS) == {"SimplifiedLayerNormalization": 1}
 
 
 @pytest.mark.parametrize("body", RMS)
@@ -388,6 +396,52 @@ def test_a_part_whose_position_is_not_known_is_taken_from_the_sequence():
     body = "s = SplitToSequence<axis = 1>(x, sizes) y = SequenceAt(s, i)"
     proto = model(body, "float[N, 4, 8, 8] x, int64 i", sizes=np.array([1, 3]))
     assert operators(fused(proto, {**X, "i": np.array(1)})) == ["SplitToSequence", "SequenceAt"]
+
+
+# ------------------------------------------------------------------------------------------------------------------ whole
+
+
+def lossless(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What the recipe's three passes make of a model."""
+    return simplify(fuse(simplify(proto)[0])[0])[0]
+
+
+@pytest.mark.parametrize("body", GELU)
+def test_the_factor_of_a_gelu_is_not_taken_into_the_conv_behind_it(body: str):
+    body = body.replace("y =", "g =") + " y = Conv(g, w)"
+    read = set(re.findall(r"\w+", body))
+    weights = {name: np.array(value, np.float32) for name, value in NUMBERS.items() if name in read}
+    proto = model(body, outputs="float[N, 6, 6, 6] y", opset=17, w=W, **weights)
+    before, after = (kernels(either, X) for either in (proto, fused(proto, X)))
+    assert after == before
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_a_normalization_that_the_runtime_knows_keeps_a_weight_of_one_and_a_shift_of_zero(opset: int):
+    mean = "ReduceMean<axes = [-1]>"
+    body = f"m = {mean}(x) d = Sub(x, m) q = Pow(d, two) v = {mean}(q) e = Add(v, eps) r = Sqrt(e) n = Div(d, r) "
+    body += "s = Mul(n, g) y = Add(s, b)"
+    weights = NORM_WEIGHTS | {"g": np.ones(16, np.float32), "b": np.zeros(16, np.float32), "two": np.array(2, np.float32)}
+    del weights["axes"]
+    proto = model(body, "float[N, L, 16] x", "float[N, L, 16] y", opset, **weights)
+    assert kernels(lossless(proto), ROWS) == {"LayerNormalization": 1}
+
+
+@pytest.mark.parametrize("body", RMS)
+@pytest.mark.parametrize("opset", [18, 23])
+def test_an_rms_normalization_keeps_a_weight_of_one(body: str, opset: int):
+    found = kernels(lossless(rms(body, opset, g=np.ones(16, np.float32))), ROWS)
+    assert sum(found.values()) == 1
+
+
+def test_a_normalization_before_a_gemm_keeps_its_end_where_it_is_no_operator():
+    mean = "ReduceMean<axes = [-1]>"
+    body = f"m = {mean}(x) d = Sub(x, m) q = Pow(d, two) v = {mean}(q) e = Add(v, eps) r = Sqrt(e) n = Div(d, r) "
+    body += "s = Mul(n, g) t = Add(s, b) y = Gemm(t, w, c)"
+    weights = {name: array for name, array in NORM_WEIGHTS.items() if name != "axes"} | {"two": np.array(2, np.float32)}
+    proto = model(body, "float[N, 16] x", "float[N, 5] y", 13, w=normal(16, 5), c=normal(5), **weights)
+    rows = {"x": normal(3, 16)}
+    assert kernels(fused(proto, rows), rows) == {"LayerNormalization": 1, "Gemm": 1}
 
 
 # --------------------------------------------------------------------------------------------------------------- residual
