@@ -5,7 +5,8 @@ first one that holds the budget is the one that gives most.
 
 ``frontier``: many settings a site, each graded by what it saves and what it does to the outputs. Plans from harsh to gentle
 along the convex hull (Shoham and Gersho 1988): none saves more for the damage that it does. ``harshest_within`` finds how many
-of their steps a budget allows, in few tries: each may be a model whose layers are fitted.
+of their steps a budget allows, in few tries: each may be a model whose layers are fitted. ``best_within`` leaves out those
+that turn out to do more than was foreseen, and goes on with those behind them.
 
 ``fastest``, ``within_budget``: each site changed or left alone. What pays by the clock first (``payoff.py``); then, if that
 costs too much accuracy, the sites that do most damage for the time that they save go back, by a price on damage that is
@@ -15,15 +16,16 @@ raised until the budget holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from .contracts import Grade, Plan, Progress, Setting, Site
 from .payoff import Estimate, Times
 
+_Step = TypeVar("_Step")
 Saving = Literal["macs", "bytes", "milliseconds"]
 """What a plan is to save: a field of ``Grade``."""
 _TRIED = 4
@@ -38,21 +40,27 @@ WORTH = 1.02
 """The least speed-up over the model before for which accuracy is spent under the goal of latency: less may be noise."""
 _FIRST_DAMAGE = 0.05
 """Summed noise-to-signal ratio of the outputs that is tried first."""
-_FACTOR = 3.0
-"""How much more, or less, is tried next."""
+_LESS, _MORE = 3.0, 2.0
+"""How many times less damage, or more, is tried next at most."""
+_AIM = 0.8
+"""The part of the budget that is aimed at."""
+_FAR = 10.0
+"""What spends the budget so many times, or more, says no more than that it is far beyond."""
 _PROBES = 5
 """Tries at most."""
+_FEW = 3
+"""Steps that are left out together if they do not hold the budget; of more, fewer are tried."""
+_FORESEEN = 4.0
+"""Times the budget that twice the damage is taken to spend, where what was known is of steps that are left out by now."""
 _NEAR = 0.8
 """Of the budget: what spends so much and holds it is harsh enough."""
-_LEAST_DAMAGE = 1e-6
-"""Stands for none."""
 _NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
 _NOTHING = Grade(0.0)
 _SPARED = 8
 """Steps of a plan that are tried to be taken back at most."""
-_TAKEN_BACK = "left alone: changing it costs more accuracy than the budget allows for the time that it saves"
+TAKEN_BACK = "left alone: changing it costs more accuracy than the budget allows for the time that it saves"
 
 
 def uniform(sites: Sequence[Site]) -> Iterator[Plan]:
@@ -196,38 +204,101 @@ def least_that_pays(saved: Sequence[float], whole: float, pays: Callable[[int], 
     return promised + 1 + first(count - promised - 1, lambda index: pays(promised + 1 + index))
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far a budget goes, as far as that is known: pairs of damage and the part of the budget that it spends."""
+
+    low: tuple[float, float] = (0.0, 0.0)
+    """The last that held."""
+    high: tuple[float, float] | None = None
+    """The last that did not."""
+    count: int = 0
+    """Steps that hold."""
+
+    def told(self, damage: float, part: float, count: int) -> Reach:
+        """With one more try."""
+        return replace(self, low=(damage, part), count=count) if part <= 1 else replace(self, high=(damage, part))
+
+    def without_high(self) -> Reach:
+        """With what does not hold left out."""
+        damage, _ = self.low
+        return replace(self, high=(2 * damage, _FORESEEN)) if damage else self
+
+    def guess(self) -> float:
+        """The damage to be tried next: on the line through both, or in proportion to the one that is known."""
+        damage, part = self.low
+        if self.high is None:
+            return damage * _AIM / max(part, _AIM / _MORE) if damage else _FIRST_DAMAGE
+        part, beyond, far = min(max(part, 0.0), _AIM), self.high[0], min(self.high[1], _FAR)
+        at = damage + (beyond - damage) * (_AIM - part) / (far - part)
+        return at if damage else max(at, beyond / _LESS)
+
+
 def harshest_within(damage: Sequence[float], spent: Callable[[int], float], least: int = 0) -> int:
     """How many steps a budget allows; 0 if none of the numbers that were tried does.
-
-    Looked for by the damage that the steps do alone: tripled, or divided by three, until the budget lies between two numbers
-    of steps, and halved between them, as a factor.
 
     Args:
         damage: Of all steps up to the first, the second, ...; it rises.
         spent: The part of the budget that so many steps spend.
         least: Fewer are of no use. They are tried first where they do much damage: what cannot be had is told after one try.
     """
-    low, high, at, tried = max(least - 1, 0), len(damage) + 1, _FIRST_DAMAGE, 0
-    if least and _FACTOR * damage[least - 1] > at:
-        if spent(least) > 1:
+    reach = Reach()
+    if least and _LESS * damage[least - 1] > _FIRST_DAMAGE:
+        if (part := spent(least)) > 1:
             return 0
-        low, at = least, _FACTOR * damage[least - 1]
-    while tried < _PROBES and low + 1 < high:
-        count = min(max(int(np.searchsorted(damage, at, side="right")), low + 1), high - 1)
-        part = spent(count)
+        reach = reach.told(damage[least - 1], part, least)
+    found = _within([*range(len(damage))], lambda _: damage, lambda some: spent(len(some)), reach, least)
+    return len(found) if len(found) >= least else 0
+
+
+def best_within(
+    steps: Sequence[_Step],
+    damage: Callable[[Sequence[_Step]], Sequence[float]],
+    spent: Callable[[Sequence[_Step]], float],
+    site: Callable[[_Step], Hashable],
+) -> list[_Step]:
+    """The steps that a budget allows: the first of them, without a few that turn out to do more than was foreseen.
+
+    Args:
+        steps: Those first that give most for the damage that they do.
+        damage: Of all steps up to the first, the second, ... of some; it rises.
+        spent: The part of the budget that some of them spend.
+        site: Where a step is taken; if it is not, those that follow it there are not either.
+    """
+    return _within(steps, damage, spent, Reach(), few=_FEW, site=site)
+
+
+def _within(
+    steps: Sequence[_Step],
+    damage: Callable[[Sequence[_Step]], Sequence[float]],
+    spent: Callable[[Sequence[_Step]], float],
+    reach: Reach,
+    least: int = 0,
+    few: int = 0,
+    site: Callable[[_Step], Hashable] = hash,
+) -> list[_Step]:
+    """The first of the steps, as many as hold; ``few`` that do not are left out, and those behind them are tried."""
+    left, low, high = [*steps], max(least - 1, reach.count), len(steps) + 1
+    for _ in range(_PROBES):
+        if low + 1 >= high:
+            break
+        sums = damage(left)
+        count = min(max(int(np.searchsorted(sums, reach.guess(), side="right")), low + 1), high - 1)
+        if reach.count < least and high <= len(left):
+            count = least  # where even the least fails nothing else is looked for
+        part = spent(left[:count])
+        reach = reach.told(sums[count - 1], part, count)
         if part <= 1:
             low = count
+        elif count - low <= few:
+            gone = {site(step) for step in left[low:count]}
+            left = [*left[:low], *(step for step in left[count:] if site(step) not in gone)]
+            high, reach = len(left) + 1, reach.without_high()
         else:
             high = count
         if _NEAR <= part <= 1:
             break
-        if low >= max(least, 1) and high <= len(damage):
-            at = math.sqrt(max(damage[low - 1], _LEAST_DAMAGE) * damage[high - 1])
-        else:
-            below = damage[least - 1] if least else at / _FACTOR  # where even the least fails nothing else is looked for
-            at = _FACTOR * max(at, damage[low - 1]) if high > len(damage) else below
-        tried += 1
-    return low if low >= least else 0
+    return left[: reach.count]
 
 
 @dataclass(frozen=True)
@@ -334,4 +405,4 @@ def within_budget(
     if chosen == len(plans):
         return None
     found = plans[chosen]
-    return Choice(found, {**choice.left, **dict.fromkeys(choice.sites - found, _TAKEN_BACK)})
+    return Choice(found, {**choice.left, **dict.fromkeys(choice.sites - found, TAKEN_BACK)})

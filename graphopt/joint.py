@@ -9,7 +9,9 @@ what they save for the damage that they do, and a split of the budget is a numbe
 What a step saves is what it saves in the end. The passes that follow the graded ones (the tail: int8) are run alone first; from
 then on a model's times are those that it has after them. Then, each judged end to end, by the file that would be written:
 
-    the tail alone;   as many steps as the budget allows, then the tail;   if that does not hold or pay, fewer steps
+    the tail alone;   as many steps as the rest of the budget allows, then the tail;   if that does not hold or pay, fewer steps
+
+A layer is changed by one of the graded passes: what another one saves there was graded without it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
+_LOST = 3.0
+"""Where time is the goal, a part of it that is lost counts as so many that are saved."""
+_LEAST_ROOM = 0.5
+"""The part of the budget that is left to the graded passes at least."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
 
 
@@ -61,8 +67,25 @@ class _End:
     stages: Sequence[Stage]
     rows: Sequence[PassRow]
     files: Sequence[Path | None]
-    score: float
-    """How many times as fast as the original; as small, under that goal."""
+    spent: float
+    """The part of the budget."""
+    speedup: float
+    """How many times as fast as the original; 1 where time does not count."""
+    smaller: float
+
+    @property
+    def score(self) -> float:
+        """A part of the file counts like the same part of the time, as it does where steps are ordered."""
+        return self.speedup * self.smaller if self.spent <= 1 else 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the budget let every pass do what pays."""
+        return not any(change.why == allocate.TAKEN_BACK for row in self.rows for change in row.changes)
+
+    def pays(self, alone: _End) -> bool:
+        """Whether it is better than the tail alone, and no slower."""
+        return self.score > _CLOSE * alone.score and _CLOSE * self.speedup > alone.speedup
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,8 @@ class Bought:
     setting: str
     damage: float
     """Of the site with this setting."""
+    nodes: tuple[str, ...] = ()
+    """That the site covers."""
 
 
 @dataclass
@@ -105,17 +130,22 @@ class Joint:
         order = self._order()
         for head in self._within_budget(order):
             self._end(head, f"{self._named(self.priced)} with {max(head.spent, 0):.0%} of the budget, then the others")
-            if self.ends[-1].score > _CLOSE * self.ends[0].score:
+            if self.ends[-1].whole and self.ends[-1].pays(self.ends[0]):
                 break
-        best = max(self.ends[1:], key=lambda end: end.score, default=self.ends[0])
-        best = best if best.score > _CLOSE * self.ends[0].score else self.ends[0]
+        alone, *others = self.ends
+        best = max((end for end in others if end.pays(alone)), key=lambda end: end.score, default=alone)
         run.stages += best.stages
         run.rows += best.rows
         for row, path in zip(best.rows, best.files, strict=True):
             self.journal.add(row, path)
-        what = "as fast" if self._on_the_clock else "as small"
-        told = "; ".join(f"{end.said}: {end.score:.2f}× {what}" for end in self.ends)
+        told = "; ".join(f"{end.said}: {self._told(end)}" for end in self.ends)
         run.notes.append(f"Tried under one budget: {told}. Kept: {best.said}.")
+
+    def _told(self, end: _End) -> str:
+        if end.spent > 1:
+            return "over the budget"
+        speed = f"{end.speedup:.2f}× as fast, " if self._on_the_clock else ""
+        return f"{speed}{end.smaller:.2f}× as small"
 
     def _named(self, places: Iterable[int]) -> str:
         return " + ".join(dict.fromkeys(self.steps[at].name for at in places))
@@ -144,13 +174,13 @@ class Joint:
                     grades = rewrite.grades(work.before.model, work.sites, work.context)
                 steps = allocate.steps(work.sites, grades, worth)
                 for gain, site, setting in steps:
-                    found.append(Bought(gain, at, site.name, setting.label, grades[site, setting].damage))
+                    found.append(Bought(gain, at, site.name, setting.label, grades[site, setting].damage, site.nodes))
                 return Outcome(True, "")
 
             outcome = self.trial.guarded(rewrite, graded)
             if not outcome.kept:
                 run.notes.append(f"{rewrite.name} was left out: {outcome.why}.")
-        return sorted(found, key=lambda step: -step.gain)  # stable: a site's own steps stay in order
+        return apart(sorted(found, key=lambda step: -step.gain))  # stable: a site's own steps stay in order
 
     def _worth(self, context: Context) -> Callable[[Grade], float]:
         """What a saving is worth: the part of the file, and as much for the same part of the time where that is the goal."""
@@ -158,7 +188,12 @@ class Joint:
         if not self._on_the_clock or context.profile is None:
             return lambda grade: grade.bytes / before.bytes
         whole = sum(kernel.milliseconds for kernel in context.profile(before.model)) or 1.0
-        return lambda grade: grade.milliseconds / whole + grade.bytes / before.bytes if grade.milliseconds > 0 else 0.0
+
+        def worth(grade: Grade) -> float:
+            quicker = grade.milliseconds / whole
+            return grade.bytes / before.bytes + (quicker if quicker > 0 else _LOST * quicker)
+
+        return worth
 
     def _times_in_the_end(self, graph: ir.Model) -> Sequence[NodeTime]:
         """Time of each node of a model as it is after the tail's first pass that changes sites one by one."""
@@ -180,22 +215,25 @@ class Joint:
 
     def _within_budget(self, order: Sequence[Bought]) -> Iterator[_Head]:
         """Yield the graded passes with as many steps taken as the budget allows, then, if asked for more, with fewer."""
-        damage, found = sums(order), list[_Head]()
+        found, taken = list[_Head](), list[Sequence[Bought]]()
+        room = max(1 - max(self.ends[0].spent, 0.0), _LEAST_ROOM) if self.tail else 1.0
         with self.run.progress.stage("choosing how much of each pass") as step:
 
-            def spent(count: int) -> float:
-                head = self._head(order[:count])
-                if head.spent <= 1:
-                    found[:] = [head, *found[:1]]
+            def spent(some: Sequence[Bought]) -> float:
+                head = self._head(some)
+                if head.spent <= room:
+                    found[:], taken[:] = [head, *found[:1]], [some]
                 step(1)
-                return head.spent
+                return head.spent / room
 
-            most = allocate.harshest_within(damage.tolist(), spent)
+            allocate.best_within(order, sums, spent, lambda step: (step.place, step.site))
         yield from found
-        if len(found) == 1 and (fewer := int(np.searchsorted(damage, damage[most - 1] / _FEWER, side="right"))):
-            head = self._head(order[:fewer])
-            if head.spent <= 1:
-                yield head
+        if len(found) == 1:
+            damage = sums(taken[0])
+            if fewer := int(np.searchsorted(damage, damage[-1] / _FEWER, side="right")):
+                head = self._head(taken[0][:fewer])
+                if head.spent <= 1:
+                    yield head
 
     def _end(self, head: _Head, said: str) -> None:
         """Let the tail follow what was taken."""
@@ -204,13 +242,10 @@ class Joint:
         run.rows += head.rows
         files = [*head.files, *(run.attempt(self.steps[at], self.trial, self._file(at))[1] for at in self.tail)]
         last = run.stages[-1].path
-        if (self.evidence.spent(last)[0] if self.tail else head.spent) > 1:
-            score = 0.0
-        elif self._on_the_clock:
-            score = self.evidence.speedup(run.job.model, last)
-        else:
-            score = run.input.bytes / run.stages[-1].bytes
-        self.ends.append(_End(said, *self._taken_back(), files, score))
+        spent = self.evidence.spent(last)[0] if self.tail else head.spent
+        speedup = self.evidence.speedup(run.job.model, last) if self._on_the_clock and spent <= 1 else 1.0
+        smaller = run.input.bytes / run.stages[-1].bytes
+        self.ends.append(_End(said, *self._taken_back(), files, spent, speedup, smaller))
 
     def _head(self, taken: Sequence[Bought]) -> _Head:
         """Run the steps before the tail, the graded passes with the settings that were taken."""
@@ -245,6 +280,17 @@ class Joint:
         """A place for the model after a step, another one each time."""
         self.files += 1
         return self.journal.stage(at, f"{self.steps[at].name}-{self.files}") / self.run.job.output.name
+
+
+def apart(order: Sequence[Bought]) -> list[Bought]:
+    """The steps without those at nodes where another pass has an earlier one."""
+    owner: dict[str, int] = {}
+    found: list[Bought] = []
+    for step in order:
+        if {owner.get(node, step.place) for node in step.nodes} <= {step.place}:
+            owner |= dict.fromkeys(step.nodes, step.place)
+            found.append(step)
+    return found
 
 
 def sums(order: Sequence[Bought]) -> Array:

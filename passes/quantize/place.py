@@ -186,9 +186,9 @@ class Placer:
     def _pair(self, value: ir.Value, parameters: Parameters) -> ir.Value:
         base = value.name or "value"
         q = ir.Node("", "QuantizeLinear", [value, *self._constants(parameters)], name=self.names.new(f"{base}_q"))
-        self.integers[value] = self._describe(q, f"{base}_q", parameters.dtype, value.shape)
+        self.integers[value] = self._describe(q, parameters.dtype, value.shape)
         dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *self._constants(parameters)], name=self.names.new(f"{base}_dq"))
-        dequantized = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
+        dequantized = self._describe(dq, ir.DataType.FLOAT, value.shape)
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], [q, dq])
@@ -206,7 +206,7 @@ class Placer:
         """The same value behind a Max of it alone, which no rule of the runtime looks through."""
         same = ir.Node("", "Max", [value], name=self.names.new(f"{value.name}_max"))
         self.graph.insert_before(node, same)
-        return self._describe(same, f"{value.name}_same", ir.DataType.FLOAT, value.shape)
+        return self._describe(same, ir.DataType.FLOAT, value.shape)
 
     def _per_channel(self, value: ir.Value, node: ir.Node, parameters: Parameters) -> ir.Value:
         """DQ of a value with the same scale for each channel that the node reads."""
@@ -217,7 +217,7 @@ class Placer:
         attributes = [ir.AttrInt64("axis", axis)]
         dq = ir.Node("", "DequantizeLinear", inputs, attributes, name=self.names.new(f"{base}_dq"))
         self.graph.insert_before(node, dq)
-        return self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, value.shape)
+        return self._describe(dq, ir.DataType.FLOAT, value.shape)
 
     def _direct(self, node: ir.Node, parameters: Parameters) -> None:
         """Q -> DQ -> node -> Q -> DQ becomes Q -> node -> DQ: the node works on the integers."""
@@ -276,7 +276,7 @@ class Placer:
         dq = ir.Node(
             "", "DequantizeLinear", [held, *self._constants(parameters)], attributes, name=self.names.new(f"{base}_dq")
         )
-        value = self._describe(dq, f"{base}_dq", ir.DataType.FLOAT, ir.Shape(integers.shape))
+        value = self._describe(dq, ir.DataType.FLOAT, ir.Shape(integers.shape))
         self.graph.insert_before(node, dq)
         self._replace_constant(node, index, value)
 
@@ -311,7 +311,8 @@ class Placer:
             self.shared[key] = value
         return self.shared[key]
 
-    def _describe(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+    def _describe(self, node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+        """The node's output, of its name."""
         value = node.outputs[0]
-        value.name, value.type, value.shape = self.names.new(name), ir.TensorType(dtype), shape
+        value.name, value.type, value.shape = node.name, ir.TensorType(dtype), shape
         return value

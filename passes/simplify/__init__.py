@@ -14,6 +14,7 @@
     cse          equal nodes are computed once
     annotate     stale types and shapes are mended
     leftovers    what exporters leave about their own run goes
+    defaults     attributes that state what holds without them go
     peer         onnxsim instead of all of these, to compare with
 
 Each module opens with its algebra and the conditions under which it is exact. ``graph`` holds the edits that they share.
@@ -42,6 +43,7 @@ from .constants import lift_constants
 from .control import inline_control_flow, inline_functions
 from .cse import merge_equal_nodes
 from .dead import remove_dead, remove_dead_nodes
+from .defaults import drop_defaults
 from .due import Watch, Where, together
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
@@ -81,6 +83,7 @@ class SimplifyOptions(PassOptions):
     constants: bool = Field(True, description="make initializers of Constant nodes")
     shapes: bool = Field(False, description="write the inferred type and shape of every value into the file, for viewers")
     leftovers: bool = Field(True, description="drop stack traces, file paths and notes that torch's exporters left in metadata")
+    defaults: bool = Field(True, description="drop attributes of convolutions and pools that state what holds without them")
     iterations: int = Field(20, ge=1, description="how often the steps are repeated at most; they stop when nothing changes")
 
 
@@ -126,6 +129,8 @@ class Simplify(Pass):
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
         work = Work(model, excluded, weight_limit=weights + allowance(model, growth), excludes=bool(patterns))
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
+        if self.options.defaults:
+            changes += drop_defaults(model)
         if self.options.freeze:
             changes += freeze_initializers(work)
         if self.options.inline:
