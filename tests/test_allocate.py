@@ -261,6 +261,39 @@ def test_what_nearly_spends_the_budget_is_harsh_enough() -> None:
     assert tried == [2]
 
 
+def of_steps(some: Sequence[int]) -> list[float]:
+    return [0.005 * (place + 1) for place in range(len(some))]
+
+
+def test_a_step_that_does_more_than_foreseen_is_left_out_and_those_behind_it_are_taken() -> None:
+    def spent(some: Sequence[int]) -> float:
+        return 0.02 * len(some) + (2.0 if 11 in some else 0.0)
+
+    taken = allocate.best_within(range(40), of_steps, spent, lambda step: step)
+    assert 11 not in taken
+    assert max(taken) > 11
+    assert spent(taken) <= 1
+
+
+def test_a_site_whose_step_is_left_out_takes_no_harsher_one() -> None:
+    taken = allocate.best_within(range(40), of_steps, lambda some: 2.0 if 0 in some else 0.0, lambda step: step % 2)
+    assert taken
+    assert all(step % 2 for step in taken)
+
+
+@given(st.lists(st.floats(0.0, 0.5), max_size=40))
+def test_the_steps_that_are_taken_hold_the_budget_as_they_were_tried(costs: list[float]) -> None:
+    def spent(some: Sequence[int]) -> float:
+        tried.append([*some])
+        return sum(costs[step] for step in some)
+
+    tried: list[list[int]] = []
+    taken = allocate.best_within(range(len(costs)), of_steps, spent, lambda step: step)
+    assert len(tried) <= 5
+    assert not taken or taken in tried
+    assert spent(taken) <= 1
+
+
 def test_a_setting_that_drowns_the_outputs_is_never_taken() -> None:
     site = Site("a", "MatMul", (Setting("gentle"), Setting("harsh")))
     gentle, harsh = site.settings

@@ -57,6 +57,12 @@ def test_damage_counts_the_last_setting_of_each_site() -> None:
     np.testing.assert_allclose(joint.sums(order), [0.1, 0.11, 0.31])
 
 
+def test_a_layer_is_changed_by_one_pass() -> None:
+    steps = [(3, "a", ("n1", "n2")), (4, "b", ("n2", "n3")), (3, "c", ("n3",)), (4, "d", ("n4",))]
+    order = [joint.Bought(9.0 - rank, place, site, "", 0.1, nodes) for rank, (place, site, nodes) in enumerate(steps)]
+    assert [step.site for step in joint.apart(order)] == ["a", "c", "d"]
+
+
 def test_pruning_before_int8_makes_a_smaller_file_than_int8_alone(tmp_path: Path) -> None:
     text = "passes: [{shapes.opset: {version: 20, at_least: true}}, simplify, prune.channels, quantize.static]"
     (tmp_path / "two.yaml").write_text(text)
