@@ -25,6 +25,7 @@ from .dataset import Source
 from .environment import environment, peak_rss_bytes
 from .errors import BudgetError, GraphoptError, UsageError
 from .evidence import answers_row, placement_row
+from .graphs import is_overridable
 from .job import Job, budgeted, output_path
 from .joint import Joint
 from .journal import Done, Journal
@@ -176,6 +177,16 @@ def _restore(run: Run, done: Done, step: Step) -> None:
         run.push(model.load(done.stage), done.stage, len(run.rows) - 1, isinstance(step.rewrite, LossyPass))
 
 
+def _frozen_if_asked(run: Run) -> list[str]:
+    """What to say where initializers are inputs too, and the recipe has a pass that could make constants of them."""
+    count = sum(map(is_overridable, run.stages[0].model.graph.inputs))
+    asks = [step.name for step in run.job.recipe.steps if getattr(step.rewrite.options, "freeze", None) is False]
+    if not count or not asks:
+        return []
+    what = "1 initializer is an input" if count == 1 else f"{count} initializers are inputs"
+    return [f"{what} too, which a caller may override: if nobody does, --set {asks[0]}.freeze=true makes constants of them."]
+
+
 def _finish(run: Run, journal: Journal) -> Report:
     """Judge the file that would be written; put it in place, or undo the last pass and judge again."""
     job = run.job
@@ -205,6 +216,7 @@ def _finish(run: Run, journal: Journal) -> Report:
             run.notes += partitions.change(*ends)
         with run.progress.stage(f"writing {job.output.name}"):
             model.move(run.stages[-1].path, job.output)
+    run.notes += _frozen_if_asked(run)
     if not job.verify:
         run.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
     if not (job.timing or run.original.refused) and targets.availability(run.here).timed:

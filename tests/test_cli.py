@@ -105,6 +105,23 @@ def test_switched_off_checks_are_said(redundant: Path) -> None:
     assert any("--timing off" in note for note in report["notes"])
 
 
+def test_initializers_that_a_caller_may_override_are_said_with_what_makes_constants_of_them(tmp_path: Path) -> None:
+    proto = from_text(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        main (float[N] x, float[1] w) => (float[N] y) <float[1] w = {2}> { v = Neg(w) y = Mul(x, v) }
+        """
+    )
+    source = write(proto, tmp_path / "m.onnx")
+    plain = graphopt("optimize", source, "--timing", "off")
+    assert (
+        "1 initializer is an input too, which a caller may override: if nobody does, --set simplify.freeze=true" in plain.stdout
+    )
+    frozen = graphopt("optimize", source, "--timing", "off", "--set", "simplify.freeze=true")
+    assert "2 nodes became 1" in frozen.stdout
+    assert "override" not in frozen.stdout
+
+
 def test_an_optimal_model_is_written_as_it_is(redundant: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "1.onnx", tmp_path / "2.onnx"
     assert graphopt("optimize", redundant, "-o", first, "--timing", "off").returncode == 0
