@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -193,6 +194,16 @@ def test_a_metric_that_fails_is_said_and_leaves_nothing_behind(tmp_path: Path) -
     done = graphopt("optimize", source, "--data", tmp_path / "d.npz", "--metric", "mine:bad", cwd=tmp_path)
     fails(2, "mine:bad", "ZeroDivisionError", done=done)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["d.npz", "m.onnx", "mine.py"]
+
+
+def test_an_output_without_its_option_is_answered_with_the_line_that_works(redundant: Path) -> None:
+    fails(
+        2, "'out.onnx' is one path too many", f"{redundant.name} -o out.onnx", done=graphopt("optimize", redundant, "out.onnx")
+    )
+
+
+def test_optimize_tells_what_became_of_the_operators(redundant: Path) -> None:
+    assert re.search(r"Operators: (\w+ \d+ to \d+(, |\.$))+", graphopt("optimize", redundant, "--timing", "off").stdout, re.M)
 
 
 def test_an_unknown_command_is_answered_with_the_nearest() -> None:

@@ -14,6 +14,7 @@ from . import options
 
 @click.command(short_help="Write a smaller or faster model, with the evidence.")
 @click.argument("model", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="")
 @click.option("-o", "--output", metavar="FILE", help="Where to write. Default: MODEL.opt.onnx beside the input.")
 @click.option("--recipe", default="lossless", show_default=True, metavar="NAME|FILE", help="What to do ('graphopt recipes').")
 @options.target
@@ -64,6 +65,7 @@ from . import options
 @options.verbose
 def command(
     model: Path,
+    more: tuple[str, ...],
     output: str | None,
     folder: Path | None,
     settings: tuple[str, ...],
@@ -88,9 +90,13 @@ def command(
     graphopt optimize model.onnx --target openvino-cpu --recipe int8 --eval test.npz --strict-provider
     """
     from graphopt import report
+    from graphopt.errors import UsageError
     from graphopt.pipeline import optimize
     from graphopt.progress import Bars
 
+    if more:
+        hint = f"The output is given with -o: graphopt optimize {shlex.join([str(model), '-o', more[0]])}"
+        raise UsageError(f"{more[0]!r} is one path too many", hint=hint)
     if folder is not None:
         report.make_folder(folder)
     with Bars() as bars:

@@ -41,6 +41,9 @@ def show(report: Report, folder: Path | None) -> None:
         passes.append((each.name, "kept" if each.kept else "undone", what, nodes, units.seconds(each.seconds).text, each.why))
     if passes:
         out.print(table(("pass", "", "", "nodes", "time", "why"), passes, numbers_from=9))
+    operators = [f"{name} {before} to {after}" for name, before, after in summary.operator_counts(report) if before != after]
+    if operators and report.output is not None:
+        out.print(f"Operators: {', '.join(operators)}.", markup=False, soft_wrap=True)
     for note in report.notes:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     if report.recipe == "lossless" and report.timing is not None and report.timing.verdict == "same":
