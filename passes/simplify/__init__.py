@@ -167,19 +167,20 @@ class Simplify(Pass):
         """
         options = self.options
         identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
-        shapes, trips = partial(collapse_shapes, fold=options.fold), remove_round_trips
+        control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
             [(options.constants, _Step(lift_constants, local=True))],
             [(options.dead, dead)],
             [(options.dedupe, _Step(merge_equal_initializers))],
             [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy
             [(options.fold, _Step(fold_constants, local=True, by_facts=True))],  # first what needs no inference: sizes, pads
+            [(options.inline, control)],  # what is decided by now need not be inferred
             [(True, _Step(learn))],
+            [(options.inline, control)],
             [(options.identity, identities)],
-            [(options.inline, _Step(inline_control_flow, by_facts=True))],
             [
                 (options.symbolic, _Step(shapes, local=True, by_facts=True)),
-                (options.roundtrips, _Step(trips, local=True, by_facts=True)),
+                (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
                 (options.dead, _Step(remove_dead_nodes, local=True, late=True)),
             ],
             [(options.zeros, _Step(drop_zero_terms, by_facts=True))],

@@ -223,6 +223,19 @@ def _constant_of_shape(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     return [None if target is None or not all(map(is_nonnegative, target)) else tuple(target)]
 
 
+def _convolution(known: Symbolic, node: ir.Node) -> list[Dims | None]:
+    """Batch and channels; of the other axes, inference knows what can be known."""
+    dims, weight = known.dims(node.inputs[0]), known.dims(node.inputs[1])
+    if not dims or not weight:
+        return [None]
+    return [(dims[0], weight[0], *(known.unknown() for _ in dims[2:]))]
+
+
+def _pooling(known: Symbolic, node: ir.Node) -> list[Dims | None]:
+    dims = known.dims(node.inputs[0])
+    return [None if not dims else (*dims[:2], *(known.unknown() for _ in dims[2:]))] * len(node.outputs)
+
+
 def _range(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     ends = [known.known_numbers(value) for value in node.inputs]
     if ends[0] is None or ends[1] is None or ends[2] != [1]:
@@ -263,6 +276,8 @@ _DIMS = _table(
     ),
     (_reduce, "ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"),
     (_concat, "Concat"),
+    (_convolution, "Conv"),
+    (_pooling, "AveragePool GlobalAveragePool GlobalMaxPool MaxPool"),
     (_constant_of_shape, "ConstantOfShape"),
     (_expand, "Expand"),
     (_flatten, "Flatten"),

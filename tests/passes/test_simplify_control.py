@@ -87,6 +87,22 @@ def test_nested_ifs_are_taken_apart_and_those_on_an_input_stay():
     assert [node.op_type for node in inner.node] == ["Relu", "Add", "Neg"]
 
 
+def test_what_a_branch_hands_on_hides_nothing_from_other_rules():
+    model = from_text("""g (float[1, N, 4] x, float[1, N, 4] w) => (float[2, N, 4] y, float[N, 4] z)
+    <bool yes = {1}, int64[1] front = {0}> {
+        s = Squeeze(x, front)  t = Squeeze(w, front)
+        a, b = If(yes) <
+            then_branch = i () => (float[N, 4] p, float[N, 4] q) { p = Identity(s)  q = Identity(t) },
+            else_branch = e () => (float[N, 4] r, float[N, 4] v) { r = Neg(s)  v = Neg(t) }
+        >
+        c = Unsqueeze(a, front)  d = Unsqueeze(b, front)
+        y = Concat<axis = 0>(c, d)
+        z = Neg(s)
+    }""")
+    feed = {"x": X[None], "w": -X[None]}
+    assert operators(simplified(model, feed)) == ["Squeeze", "Concat", "Neg"]
+
+
 def test_a_condition_that_a_caller_may_override_is_not_known():
     model = from_text("""g (float[N, 4] x, bool flag) => (float[N, 4] y) <bool flag = {1}> {
         y = If(flag) <

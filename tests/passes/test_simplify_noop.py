@@ -189,3 +189,11 @@ def test_a_resize_to_computed_sizes_gets_the_scales_that_they_are():
 def test_a_resize_to_sizes_that_are_no_multiples_keeps_them():
     found = result_of(RESIZE, (2, 3, 4), "int64[3] rest = {2, 5, 8}", "float[A, B, C, D] y")
     assert found == ["Shape", "Concat", "Resize"]
+
+
+@pytest.mark.parametrize(("operator", "rest"), [("Conv", "(a, w)"), ("MaxPool", "<kernel_shape = [1, 1]>(a)")])
+def test_a_batch_is_followed_past_what_works_on_each_sample(operator: str, rest: str):
+    body = f"a = Reshape(x, merged)  b = {operator}{rest}  n = Shape<start = 0, end = 1>(x)  m = Mul(n, two)"
+    body += "  s = Concat<axis = 0>(m, sizes)  c = Resize(b, , , s)  y = Relu(c)"
+    weights = "int64[4] merged = {-1, 1, 3, 4}, float[1, 1, 1, 1] w = {2}, int64[1] two = {2}, int64[3] sizes = {1, 3, 4}"
+    assert result_of(body, (2, 3, 4), weights, "float[A, B, C, D] y") == ["Reshape", operator, "Relu"]
