@@ -45,6 +45,7 @@ from .symbolic import INTEGERS, slice_of
 _SMALL = 4096
 """Constants up to so many elements are looked into."""
 _FIRST_SLICE_WITH_INPUTS = 10
+_TAKING_PARTS = frozenset({"Gather", "Slice"})
 _SIZES = 3
 """The input of a Resize that gives sizes."""
 
@@ -61,15 +62,20 @@ def remove_round_trips(work: Work) -> list[Change]:
             rule(edit, node)
         if node.graph is None or sink(edit, node):
             continue
-        if node.op_type in {"Gather", "Slice"} and not read_before(edit, node) and node.op_type == "Slice":
-            split_slices(edit, node)
+        if node.op_type in _TAKING_PARTS:
+            while read_before(edit, node):
+                pass
+            if node.op_type == "Slice":
+                split_slices(edit, node)
     return edit.changes
 
 
 def _transpose(edit: Collapse, node: ir.Node) -> None:
-    first, second = edit.before(node.inputs[0], "Transpose"), edit.perm(node)
-    earlier = None if first is None else edit.perm(first)
-    if first is None or earlier is None or second is None or first.inputs[0] is None:
+    first = edit.before(node.inputs[0], "Transpose")
+    if first is None or first.inputs[0] is None:
+        return
+    earlier, second = edit.perm(first), edit.perm(node)
+    if earlier is None or second is None:
         return
     together = [earlier[axis] for axis in second]
     if together == sorted(together):
@@ -131,9 +137,11 @@ def _fixed_window(edit: Collapse, node: ir.Node) -> _Window | None:
 def _slice(edit: Collapse, node: ir.Node) -> None:
     if _slice_of_concat(edit, node):
         return
-    window = _fixed_window(edit, node)
     readers = [use.node for use in node.outputs[0].uses()]
-    if window is None or not readers or node.outputs[0].is_graph_output() or node.inputs[0] is None:
+    if not readers or readers[0].op_type != "Slice" or node.outputs[0].is_graph_output() or node.inputs[0] is None:
+        return
+    window = _fixed_window(edit, node)
+    if window is None:
         return
     windows: list[_Window] = []
     for reader in readers:
@@ -170,9 +178,10 @@ def _parts(edit: Collapse, node: ir.Node) -> tuple[int, list[Dim], Sequence[ir.V
 
 
 def _slice_of_concat(edit: Collapse, node: ir.Node) -> bool:
-    whole, window = edit.before(node.inputs[0], "Concat"), slice_of(edit.known, node)
+    whole = edit.before(node.inputs[0], "Concat")
     parts = None if whole is None else _parts(edit, whole)
-    if window is None or parts is None or whole is None or len(window) != 1:
+    window = None if parts is None else slice_of(edit.known, node)
+    if window is None or parts is None or len(window) != 1:
         return False
     axis, begins, values = parts
     start, end, step = window.get(axis, (0, 0, 0))
@@ -220,9 +229,9 @@ def _concat(edit: Collapse, node: ir.Node) -> None:
             and is_only_for(value, node)
             and inner.graph is node.graph
             and inner.attributes.get_int("axis", 0) % len(dims) == axis
-            and list(node.inputs).count(value) == 1
+            and node.inputs.count(value) == 1
         )
-        inputs += [v for v in (inner.inputs if inner is not None and mergeable else [value]) if v is not None]
+        inputs += [v for v in (inner.inputs if inner is not None and mergeable else (value,)) if v is not None]
     if len(inputs) > len(node.inputs):
         new = edit.insert(node, "Concat", inputs, [ir.AttrInt64("axis", axis)])
         edit.put(node, new, "merged into one Concat", "they put together along the same axis")

@@ -25,8 +25,11 @@ _FIRST_SPLIT_WITH_SIZES = 2
 
 def split_slices(edit: Collapse, node: ir.Node) -> bool:
     """Let a Split take the place of a Slice and the others that take apart the same axis of the same value."""
-    source, own = node.inputs[0], _window(edit, node)
-    if source is None or own is None or edit.root.opset < _FIRST_SPLIT_WITH_SIZES:
+    source = node.inputs[0]
+    if source is None or len(source.uses()) < 2 or edit.root.opset < _FIRST_SPLIT_WITH_SIZES:
+        return False
+    own = _window(edit, node)
+    if own is None or own[1] != 0:  # the first part of an axis speaks for all
         return False
     axis, _, _, length = own
     parts: list[tuple[int, int, ir.Node]] = []

@@ -104,10 +104,8 @@ def _window(edit: Collapse, node: ir.Node) -> _Window | None:
     part = [axis for axis in range(count) if extents[axis] != sizes[axis]]
     if len(part) > 1 or min(extents) < 1 or updates != (*extents, *sizes[count:]) or len(indices) != np.prod(extents):
         return None
-    grid = indices.reshape(*extents, count)
-    for axis, (begin, size) in enumerate(zip(first, sizes, strict=False)):
-        wanted = np.arange(begin, begin + extents[axis]).reshape(-1, *(1 for _ in extents[axis + 1 :]))
-        if np.any((grid[..., axis] != wanted) & (grid[..., axis] != wanted - size)):
-            return None
+    wanted = np.indices(extents).reshape(count, -1).T + first
+    if np.any((indices != wanted) & (indices != wanted - sizes[:count])):
+        return None
     axis = part[0] if part else 0
     return axis, first[axis], last[axis] + 1

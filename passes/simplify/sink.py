@@ -23,7 +23,7 @@ that the user excluded, elementwise operators of versions that do not broadcast 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 
 import onnx_ir as ir
 
@@ -46,8 +46,10 @@ ONE_OPERAND = frozenset(_ONE_OPERAND.split())
 """Elementwise operators that keep the dimensions of their first input."""
 _ELEMENTWISE = _SEVERAL | ONE_OPERAND
 ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
-SINKING = _SEVERAL | KEEP_ORDER | {"Concat"}
-"""The operators that ``sink`` has a rule for."""
+_PASSED = _ELEMENTWISE | ALONG_AN_AXIS
+"""The operators that what moves elements can move past."""
+_LOOKED_AT = _PASSED | KEEP_ORDER
+_TAKING_APART = KEEP_ORDER | {"Concat"}
 _LONGEST = 8
 """So many operators are looked past."""
 
@@ -57,37 +59,56 @@ _WHY_TRANSPOSE = "the operators in between do not care for the order of the axes
 
 def sink(edit: Collapse, node: ir.Node) -> bool:
     """Apply the first rule that fits a node, and tell whether one did."""
-    if edit.root.opset < _FIRST_BROADCAST:
+    rule = _RULES.get(node.op_type)
+    if rule is None or edit.root.opset < _FIRST_BROADCAST:
         return False
     try:
-        if node.op_type == "Concat":
-            return _concat(edit, node)
-        if node.op_type in _SEVERAL:
-            return _operands(edit, node)
-        if edit.keeps_order(node):
-            return _reshape_after_reshape(edit, node)
-        return node.op_type == "Transpose" and (_transpose_after_transpose(edit, node) or _transpose_of_parts(edit, node))
+        return rule(edit, node)
     except TooLongError:
         return False
 
 
-def _only(edit: Collapse, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
-    """What gives a value, if that may be rewritten and is there for a node of its own graph alone."""
+def _moved(edit: Collapse, node: ir.Node) -> bool:
+    """What may itself only reshape or transpose: what is before it decides which rule can fit."""
+    source = node.inputs[0]
+    producer = None if source is None else source.producer()
+    op_type = "" if producer is None else producer.op_type
+    if op_type in _PASSED and edit.keeps_order(node):
+        return _reshape_after_reshape(edit, node)
+    if node.op_type != "Transpose" or not (op_type in _ELEMENTWISE or op_type in _TAKING_APART) or edit.keeps_order(node):
+        return False
+    return _transpose_after_transpose(edit, node) or _transpose_of_parts(edit, node)
+
+
+def _only(edit: Collapse, value: ir.Value | None, node: ir.Node, op_types: Container[str]) -> ir.Node | None:
+    """What gives a value, if it is one of these operators that may be rewritten, and there for a node of its graph alone."""
     producer = None if value is None else value.producer()
-    if producer is None or len(producer.outputs) != 1 or producer.graph is not node.graph or not is_only_for(value, node):
+    if producer is None or producer.op_type not in op_types or len(producer.outputs) != 1 or not producer.inputs:
         return None
-    return producer if producer.inputs and producer.inputs[0] is not None and edit.work.is_operator(producer) else None
+    if producer.graph is not node.graph or not is_only_for(value, node) or producer.inputs[0] is None:
+        return None
+    return producer if edit.work.is_operator(producer) else None
 
 
 def _reshape_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
-    before = _only(edit, value, node)
+    before = _only(edit, value, node, KEEP_ORDER)
     return before if before is not None and edit.keeps_order(before) else None
 
 
 def _transpose_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> tuple[ir.Node, list[int]] | None:
-    before = _only(edit, value, node)
-    perm = edit.perm(before) if before is not None and before.op_type == "Transpose" else None
+    before = _only(edit, value, node, {"Transpose"})
+    perm = None if before is None else edit.perm(before)
     return None if before is None or perm is None else (before, perm)
+
+
+def _are_all_moved(node: ir.Node) -> bool:
+    """Whether what gives each input of a node, and there are two at least, may only reshape or transpose."""
+    inputs = node.inputs
+    for value in inputs:
+        producer = None if value is None else value.producer()
+        if producer is None or producer.op_type not in KEEP_ORDER:
+            return False
+    return len({*inputs}) > 1
 
 
 def _data(edit: Collapse, node: ir.Node) -> int | None:
@@ -108,7 +129,7 @@ def _reshape_after_reshape(edit: Collapse, node: ir.Node) -> bool:
     wanted = edit.known.dims(node.outputs[0])
     chain: list[tuple[ir.Node, int]] = []
     value, reader = node.inputs[0], node
-    while wanted is not None and len(chain) < _LONGEST and (middle := _only(edit, value, reader)) is not None:
+    while wanted is not None and len(chain) < _LONGEST and (middle := _only(edit, value, reader, _LOOKED_AT)) is not None:
         if chain and edit.keeps_order(middle):
             return _rebuild(edit, node, chain, middle, wanted)
         index = 0 if middle.op_type in ALONG_AN_AXIS else _data(edit, middle) if middle.op_type in _ELEMENTWISE else None
@@ -177,8 +198,8 @@ def _reshape(edit: Collapse, node: ir.Node, value: ir.Value, dims: Dims, wanted:
 
 
 def _transpose_after_transpose(edit: Collapse, node: ir.Node) -> bool:
-    second, middle = edit.perm(node), _only(edit, node.inputs[0], node)
-    index = _data(edit, middle) if middle is not None and middle.op_type in _ELEMENTWISE else None
+    middle = _only(edit, node.inputs[0], node, _ELEMENTWISE)
+    second, index = edit.perm(node), None if middle is None else _data(edit, middle)
     if middle is None or second is None or index is None:
         return False
     found = _transpose_before(edit, middle.inputs[index], middle)
@@ -202,7 +223,7 @@ def _transposed(edit: Collapse, node: ir.Node, value: ir.Value, perm: Sequence[i
 
 def _operands(edit: Collapse, node: ir.Node) -> bool:
     """Reshape, or transpose, what an elementwise operator gives, not each of its operands."""
-    if len({*node.inputs}) < 2:
+    if not _are_all_moved(node):
         return False
     before = [_reshape_before(edit, value, node) for value in node.inputs]
     sources = [first.inputs[0] for first in before if first is not None]
@@ -229,8 +250,8 @@ def _one_transpose(edit: Collapse, node: ir.Node) -> tuple[list[int], list[ir.Va
 
 def _concat(edit: Collapse, node: ir.Node) -> bool:
     """Reshape, or transpose, the whole and not each part."""
-    wanted = edit.known.dims(node.outputs[0])
-    if not wanted or len({*node.inputs}) < 2:
+    wanted = edit.known.dims(node.outputs[0]) if _are_all_moved(node) else None
+    if not wanted:
         return False
     axis = node.attributes.get_int("axis", 0) % len(wanted)
     before = [_reshape_before(edit, value, node) for value in node.inputs]
@@ -266,7 +287,8 @@ def _stack(edit: Collapse, node: ir.Node, sources: Sequence[ir.Value | None], ou
 
 def _transpose_of_parts(edit: Collapse, node: ir.Node) -> bool:
     """Put parts together in the order in which a Transpose leaves them, where none of them is transposed in itself."""
-    whole, perm, wanted = _only(edit, node.inputs[0], node), edit.perm(node), edit.known.dims(node.outputs[0])
+    whole = _only(edit, node.inputs[0], node, _TAKING_APART)
+    perm, wanted = edit.perm(node), edit.known.dims(node.outputs[0])
     if whole is None or not perm or not wanted:
         return False
     found = _stacked(edit, whole) if whole.op_type == "Concat" else _cut(edit, whole)
@@ -295,12 +317,21 @@ def _stacked(edit: Collapse, node: ir.Node) -> _Parts | None:
 
 def _cut(edit: Collapse, node: ir.Node) -> _Parts | None:
     """The parts of a Concat that a Reshape takes apart again: [..., n m, ...] becomes [..., n, m, ...]."""
-    whole = _only(edit, node.inputs[0], node) if edit.keeps_order(node) else None
-    cut = edit.known.dims(node.outputs[0])
-    if whole is None or whole.op_type != "Concat" or not cut:
+    whole = _only(edit, node.inputs[0], node, {"Concat"})
+    cut = None if whole is None or not edit.keeps_order(node) else edit.known.dims(node.outputs[0])
+    if whole is None or not cut:
         return None
     axis = whole.attributes.get_int("axis", 0) % (len(cut) - 1)
     dims = (*cut[:axis], 1, *cut[axis + 1 :])
     if cut[axis] != len(whole.inputs) or any(edit.known.dims(v) != (*cut[:axis], *cut[axis + 1 :]) for v in whole.inputs):
         return None
     return axis, [(value, dims) for value in whole.inputs]
+
+
+_RULES: dict[str, Callable[[Collapse, ir.Node], bool]] = {
+    **dict.fromkeys(_SEVERAL, _operands),
+    **dict.fromkeys(KEEP_ORDER, _moved),
+    "Concat": _concat,
+}
+SINKING = frozenset(_RULES)
+"""The operators that ``sink`` has a rule for."""
