@@ -14,8 +14,7 @@ in the same graph, or in a graph around it. Left as they are:
 from __future__ import annotations
 
 import struct
-from collections import ChainMap
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Hashable
 from functools import cache
 
 import onnx
@@ -32,7 +31,8 @@ _RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_Seen = MutableMapping[Hashable, ir.Node]
+_Seen = tuple[dict[Hashable, ir.Node], ...]
+"""What is visible, by graph, the outermost first."""
 _COMPARED_BYTES = 4096
 """Tensors in attributes are compared up to this size."""
 
@@ -41,18 +41,16 @@ def merge_equal_nodes(work: Work) -> list[Change]:
     """Merge equal nodes, in every graph."""
     changes: list[Change] = []
     for root in work.roots:
-        _merge(work, root, root.graph, ChainMap(), changes)
+        _merge(work, root, root.graph, ({},), changes)
     return changes
 
 
 def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[Change]) -> None:
-    """``seen`` holds what is visible: ``_merge`` of a subgraph works on a child of it."""
     for node in graph:
         inner = subgraphs(node) if root.graphs[1:] else ()
         for subgraph in inner:
-            assert isinstance(seen, ChainMap)
-            _merge(work, root, subgraph, seen.new_child(), changes)
-        alike = seen.setdefault((node.op_type, *map(id, node.inputs)), node)  # nearly all nodes differ in this already
+            _merge(work, root, subgraph, (*seen, {}), changes)
+        alike = _first(seen, (node.op_type, *map(id, node.inputs)), node)  # nearly all nodes differ in this already
         if alike is node or inner or not node.outputs or not work.is_operator(node):
             continue
         if node.op_type in _QUANTIZERS or not _is_deterministic(node.op_type, root.opset):
@@ -61,8 +59,8 @@ def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[C
         if key is None:
             continue
         if other is not None:
-            seen.setdefault(other, alike)
-        first = seen.setdefault(key, node)
+            _first(seen, other, alike)
+        first = _first(seen, key, node)
         pairs = [(a, b) for a, b in zip(node.outputs, first.outputs, strict=True) if a.name]
         if first is node or not all(can_replace(old, new) for old, new in pairs):
             continue
@@ -70,6 +68,14 @@ def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[C
         for old, new in pairs:
             replace(old, new)
         remove([node])
+
+
+def _first(seen: _Seen, key: Hashable, node: ir.Node) -> ir.Node:
+    """The first node of this key; from now on that is ``node``, if there was none."""
+    for outer in seen[:-1]:
+        if key in outer:
+            return outer[key]
+    return seen[-1].setdefault(key, node)
 
 
 @cache

@@ -11,7 +11,7 @@ stays as it is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -19,7 +19,7 @@ from graphopt.contracts import Change
 from graphopt.model.weights import tensor_bytes
 from graphopt.shapes import subgraphs
 
-from .graph import Root, Work
+from .graph import Work
 from .moved import MovedTensor
 
 _PREFIX_BYTES = 64
@@ -28,33 +28,42 @@ _SMALL_BYTES = 4096
 
 def merge_equal_initializers(work: Work) -> list[Change]:
     """Merge equal initializers, in the main graph and in all subgraphs."""
-    root = work.roots[0]
-    there = {value: graph for graph in root.graphs for value in graph.initializers.values()}
-    new, work.compared = {value for value, graph in there.items() if work.compared.get(value) is not graph}, there
+    root, before, new = work.roots[0], work.compared, []
+    work.compared = {}
+    for graph in root.graphs:
+        for value in graph.initializers.values():
+            known = before.get(value)
+            if known is None or known[0] is not graph:
+                new.append(value)
+                known = graph, _kind(value)
+            work.compared[value] = known
     if not new:
         return []
     parents = {inner: node.graph for node in root.nodes for inner in subgraphs(node)} if root.graphs[1:] else {}
     kept = work.annotated_names()
     changes = []
-    for group in _groups(root).values():
-        if new.isdisjoint(group):
-            continue
+    for group in _groups(work.compared, new):
         candidates = [value for value in group if value.name not in kept and not work.excluded(value.name or "")]
         for equal in _partition(candidates):
             changes += _merge(equal, parents)
     return changes
 
 
-def _groups(root: Root) -> dict[Hashable, list[ir.Value]]:
-    """What may be merged, by type and shape, outer graphs first."""
-    groups: dict[Hashable, list[ir.Value]] = {}
-    for value in (value for graph in root.graphs for value in graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, MovedTensor):
-            continue  # computed when it is written, not before
-        if not (value.is_graph_input() or value.is_graph_output()):
-            groups.setdefault((tensor.dtype, tensor.shape.dims), []).append(value)
-    return groups
+def _kind(value: ir.Value) -> Hashable | None:
+    """Type and shape of an initializer; None if it is not to be merged with any other."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, MovedTensor):
+        return None  # computed when it is written, not before
+    return None if value.is_graph_input() or value.is_graph_output() else (tensor.dtype, tensor.shape.dims)
+
+
+def _groups(compared: Mapping[ir.Value, tuple[ir.Graph, Hashable]], new: Sequence[ir.Value]) -> list[list[ir.Value]]:
+    """Sets of what may be merged with something new: of one type and shape, outer graphs first."""
+    groups: dict[Hashable, list[ir.Value]] = {kind: [] for value in new if (kind := compared[value][1]) is not None}
+    for value, (_, kind) in compared.items():
+        if kind in groups:
+            groups[kind].append(value)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:

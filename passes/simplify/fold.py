@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.graphs import constant, is_overridable, site
+from graphopt.graphs import constant, constant_tensor, is_overridable, site
 from graphopt.model import weight_bytes
 from graphopt.model.weights import tensor_bytes
 
@@ -93,7 +93,13 @@ class _Folded:
         """Whether each input is the same always, or unless a caller overrides it; or no more of it is read than its shape."""
         if node.op_type in _TYPE_AND_SHAPE_ONLY:
             return True
-        return all(v is None or v in self.tensors or v.is_initializer() or constant(v) is not None for v in node.inputs)
+        for value in node.inputs:
+            if value is None or value in self.tensors or value.is_initializer():
+                continue
+            producer = value.producer()
+            if producer is None or constant_tensor(producer) is None:
+                return False
+        return True
 
     def home(self, node: ir.Node) -> ir.Graph:
         """Where the outputs of a node would be constants: beside the largest constant that they are computed from.

@@ -6,7 +6,7 @@ in If, Loop and Scan, where a value of an outer graph may be used (captured) at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -92,8 +92,8 @@ class Work:
     """Nodes that could be computed ahead of time but were not, and why."""
     excludes: bool = True
     """Whether the user asked to leave anything alone."""
-    compared: Mapping[ir.Value, ir.Graph] = field(default_factory=dict)
-    """The initializers when they were last compared, each with the graph that it was in."""
+    compared: dict[ir.Value, tuple[ir.Graph, Hashable]] = field(default_factory=dict)
+    """The initializers when they were last compared, each with the graph that it was in, and what it could be equal to."""
     near: Sequence[ir.Node] | None = None
     """Where a step needs to look, in order: close to what has changed since it did; None is everywhere."""
     inferred: bool = False

@@ -290,7 +290,12 @@ def _neutral(index: int, number: float) -> Callable[[Collapse, ir.Node], None]:
             if not whole and (not dtype.is_floating_point() or may_end_normalization(tensor, other)):
                 continue
             array = tensor.numpy()
-            same = np.all(array == number) and (number or whole or np.all(np.signbit(array) == np.signbit(number)))
+            same = (
+                array.size
+                and array.flat[0] == number
+                and np.all(array == number)
+                and (number or whole or np.all(np.signbit(array) == np.signbit(number)))
+            )
             if same:
                 edit.put(node, other, f"removed {node.op_type}", f"one of its operands is {number:g}")
                 return

@@ -67,9 +67,10 @@ def _is_zero(work: Work, term: ir.Value | None, other: ir.Value | None) -> bool:
     tensor = constant(term)
     if term is None or other is None or tensor is None or work.excluded(term.name or ""):
         return False
-    if not tensor.dtype.is_floating_point() or tensor.size > _SMALL or may_end_normalization(tensor, other):
+    if not tensor.dtype.is_floating_point() or not 0 < tensor.size <= _SMALL or may_end_normalization(tensor, other):
         return False
-    return not np.any(tensor.numpy())
+    array = tensor.numpy()
+    return not array.flat[0] and not np.any(array)  # what is not zero shows it at once, but for a few
 
 
 def _sensitive(root: Root) -> set[ir.Value]:
