@@ -167,6 +167,7 @@ class Simplify(Pass):
         """
         options = self.options
         identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
+        left = _Step(remove_dead_nodes, local=True, late=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
             [(options.constants, _Step(lift_constants, local=True))],
@@ -180,8 +181,9 @@ class Simplify(Pass):
             [(options.identity, identities)],
             [
                 (options.symbolic, _Step(shapes, local=True, by_facts=True)),
+                (options.dead, left),
                 (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
-                (options.dead, _Step(remove_dead_nodes, local=True, late=True)),
+                (options.dead, left),
             ],
             [(options.zeros, _Step(drop_zero_terms, by_facts=True))],
             [(options.cse, _Step(merge_equal_nodes))],

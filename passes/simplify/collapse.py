@@ -60,6 +60,8 @@ def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
     return Collapse(work, root, symbolic(work, root), fold).run()
 
 
+Window = tuple[int, int, int]
+"""Part of a tensor: axis, begin and end."""
 _Seen = ChainMap[Hashable, ir.Value]
 _Sources = ChainMap[Dims, tuple[ir.Value, int, int]]
 
@@ -74,6 +76,8 @@ class Collapse:
     fold: bool = True
     changes: list[Change] = field(default_factory=list)
     constants: dict[Hashable, ir.Value] = field(default_factory=dict)
+    windows: dict[ir.Node, Window | None] = field(default_factory=dict)
+    """What ScatterNDs write (``scatter.py``), as far as somebody has asked."""
 
     def run(self) -> list[Change]:
         """Walk the graph once; all of it only where one of the values to look at may be had elsewhere too."""

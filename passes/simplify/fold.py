@@ -107,15 +107,12 @@ class _Folded:
         So branches that compute the same from weights around them share the result.
         """
         assert node.graph is not None
-        sizes = {
-            value: tensor_bytes(tensor)
-            for value in node.inputs
-            if value is not None and (tensor := self.known(value)) is not None
-        }
-        if not sizes or node.op_type in _TYPE_AND_SHAPE_ONLY:
+        known = {v: tensor for v in node.inputs if v is not None and (tensor := self.known(v)) is not None}
+        homes = {value: self.homes.get(value) or value.graph or node.graph for value in known}
+        if not homes or node.op_type in _TYPE_AND_SHAPE_ONLY:
             return node.graph
-        largest = max(sizes, key=sizes.__getitem__)
-        return self.homes.get(largest) or largest.graph or node.graph
+        alike = len({*homes.values()}) == 1
+        return homes[next(iter(homes)) if alike else max(homes, key=lambda value: tensor_bytes(known[value]))]
 
     def identity(self, value: ir.Value) -> Hashable:
         """Equal for values that can be one constant: the same bytes, in the same graph."""
@@ -147,9 +144,9 @@ def _evaluate_all(work: Work, root: Root) -> _Folded:
             continue
         if any(o.is_graph_output() and output_position(o) is None for o in node.outputs):
             continue
-        kept = next((v.name for v in node.inputs if v is not None and v.is_initializer() and work.excluded(v.name or "")), None)
-        if kept is not None and all(value is None or folded.known(value) is not None for value in node.inputs):
-            work.declined[node] = f"the user asked to leave {kept!r} alone"
+        kept = [v.name for v in node.inputs if v is not None and v.is_initializer() and work.excluded(v.name or "")]
+        if kept and all(value is None or folded.known(value) is not None for value in node.inputs):
+            work.declined[node] = f"the user asked to leave {kept[0]!r} alone"
             continue
         try:
             found = _from_type_or_shape(work, node, root.opset, folded) or _from_constants(node, root.opset, folded)

@@ -21,13 +21,11 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
-from .collapse import Collapse
+from .collapse import Collapse, Window
 from .symbolic import slice_of
 
 _MOST_INDICES = 1 << 17
 _MOST_WINDOWS = 64
-_Window = tuple[int, int, int]
-"""Axis, begin and end."""
 
 
 def join_windows(edit: Collapse, node: ir.Node) -> bool:
@@ -88,8 +86,14 @@ def _reads(edit: Collapse, node: ir.Node, axis: int) -> range | None:
     return found if found else None
 
 
-def _window(edit: Collapse, node: ir.Node) -> _Window | None:
+def _window(edit: Collapse, node: ir.Node) -> Window | None:
     """What a ScatterND writes, if it is a window along one axis with the dimensions of its updates."""
+    if node not in edit.windows:
+        edit.windows[node] = _written(edit, node)
+    return edit.windows[node]
+
+
+def _written(edit: Collapse, node: ir.Node) -> Window | None:
     dims, updates = edit.known.dims(node.outputs[0]), edit.known.dims(node.inputs[2])
     tensor = constant(node.inputs[1])
     if tensor is None or dims is None or updates is None or not 0 < tensor.size <= _MOST_INDICES:
@@ -105,7 +109,8 @@ def _window(edit: Collapse, node: ir.Node) -> _Window | None:
     if len(part) > 1 or min(extents) < 1 or updates != (*extents, *sizes[count:]) or len(indices) != np.prod(extents):
         return None
     wanted = np.indices(extents).reshape(count, -1).T + first
-    if np.any((indices != wanted) & (indices != wanted - sizes[:count])):
+    others = indices != wanted
+    if others.any() and np.any(others & (indices != wanted - sizes[:count])):
         return None
     axis = part[0] if part else 0
     return axis, first[axis], last[axis] + 1
