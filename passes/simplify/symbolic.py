@@ -58,7 +58,11 @@ class Symbolic:
         self._numbers: dict[ir.Value, Array | None] = {}
         self._followed: set[ir.Value] = set()
         """Of these the rules say what they can; of others, what inference and constants say is all that was asked."""
-        self._unknown = 0
+        self._atoms = 0
+        self._unknown: set[Dim] = set()
+        """How the rule that is being asked says that it knows nothing of a dimension."""
+        self._earlier: dict[ir.Value, tuple[Dim, ...]] = {}
+        """What was known of the dimensions of values before what they follow from changed: as true as ever."""
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """The dimensions of a value; None if not even their number is known."""
@@ -69,7 +73,7 @@ class Symbolic:
             if known is None or None in known:
                 self._follow(value)
             if value not in self._dims:
-                self._dims[value] = None if known is None else self._named(known)
+                self._dims[value] = self._named(value, known)
         return self._dims[value]
 
     def numbers(self, value: ir.Value | None) -> Array | None:
@@ -135,6 +139,8 @@ class Symbolic:
         asked_dims, asked_numbers = value in self._dims, value in self._numbers
         dims, numbers = self._dims.pop(value, None), self._numbers.pop(value, None)
         self._followed.discard(value)
+        if dims is not None:
+            self._earlier[value] = dims
         return (asked_dims and self.dims(value) != dims) or (asked_numbers and not _is_same(self.numbers(value), numbers))
 
     def axes(self, node: ir.Node, index: int = 1, name: str = "axes") -> list[int] | None:
@@ -181,6 +187,7 @@ class Symbolic:
     def _evaluate(self, node: ir.Node) -> None:
         op_type, functions = node.op_type, self._functions
         standard = node.domain == "" and not (functions and node.op_identifier() in functions)
+        self._unknown = set()
         inferred = [self._fact(output) for output in node.outputs]
         followed: list[tuple[Dim, ...] | None] = [None] * len(node.outputs)
         try:
@@ -191,7 +198,7 @@ class Symbolic:
         except TooLongError:
             numbers = None
         for output, first, second in zip(node.outputs, inferred, followed, strict=True):
-            self._dims[output] = self._merged(first, second)
+            self._dims[output] = self._named(output, _merged(first, second))
             self._numbers[output] = None
         if numbers is not None and numbers.size <= MOST_ELEMENTS:
             self._numbers[node.outputs[0]] = numbers
@@ -215,19 +222,25 @@ class Symbolic:
             self._symbols[name] = symbol(f"${name}")
         return self._symbols[name]
 
-    def _merged(self, a: tuple[Dim | None, ...] | None, b: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
-        if a is None or b is None or len(a) != len(b):
-            known = b if a is None else a
-            return None if known is None else self._named(known)
-        return self._named([y if x is None else x for x, y in zip(a, b, strict=True)])
-
-    def _named(self, dims: tuple[Dim | None, ...] | list[Dim | None]) -> tuple[Dim, ...]:
-        return tuple([self.unknown() if dim is None else dim for dim in dims])
+    def _named(self, value: ir.Value, dims: Sequence[Dim | None] | None) -> tuple[Dim, ...] | None:
+        """Dimensions of a value, with what was known earlier for those that nothing is known of now."""
+        if dims is None:
+            return None
+        known = [None if dim is None or (self._unknown and dim in self._unknown) else dim for dim in dims]
+        earlier = self._earlier.get(value, ()) if None in known else ()
+        if len(earlier) == len(known):
+            known = [old if dim is None else dim for dim, old in zip(known, earlier, strict=True)]
+        return tuple([self._atom() if dim is None else dim for dim in known])
 
     def unknown(self) -> Poly:
-        """A dimension that nothing is known of."""
-        self._unknown += 1
-        return symbol(f"{UNKNOWN}{self._unknown}")
+        """A dimension that nothing is known of; for rules to say so."""
+        atom = self._atom()
+        self._unknown.add(atom)
+        return atom
+
+    def _atom(self) -> Poly:
+        self._atoms += 1
+        return symbol(f"{UNKNOWN}{self._atoms}")
 
     def _constant_numbers(self, value: ir.Value) -> Array | None:
         tensor = constant(value)
@@ -237,6 +250,12 @@ class Symbolic:
         objects = np.empty(array.shape, object)
         objects[...] = array.astype(np.int64).tolist() if array.ndim else int(array)
         return objects
+
+
+def _merged(a: Sequence[Dim | None] | None, b: Sequence[Dim] | None) -> Sequence[Dim | None] | None:
+    if a is None or b is None or len(a) != len(b):
+        return b if a is None else a
+    return [y if x is None else x for x, y in zip(a, b, strict=True)]
 
 
 def _is_same(a: Array | None, b: Array | None) -> bool:
