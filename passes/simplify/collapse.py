@@ -112,7 +112,7 @@ class Collapse:
 
     def is_numbered(self, node: ir.Node) -> bool:
         """Whether it is known what numbers a node gives."""
-        return len(node.outputs) == 1 and self.known.known_numbers(node.outputs[0]) is not None
+        return node.op_type in NUMBERED and self.known.known_numbers(node.outputs[0]) is not None
 
     def add_source(self, value: ir.Value, sources: _Sources) -> None:
         """Note which parts of a value's shape can be had from it."""
@@ -159,7 +159,7 @@ class Collapse:
     def same(self, node: ir.Node) -> bool:
         """Remove an operator, or a chain of them, that gives what went in."""
         source = node.inputs[0] if node.op_type in _KEEP_ALL and node.inputs else None
-        dims = self.known.dims(node.outputs[0])
+        dims = None if source is None else self.known.dims(node.outputs[0])
         if source is None or dims is None:
             return False
         found, in_order = None, self.keeps_order(node)

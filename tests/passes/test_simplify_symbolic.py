@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.passes.simplify import dims as polynomials
 from graphopt.passes.simplify.dims import Dim, exact_quotient, product, quotient, remainder, symbol
+from graphopt.passes.simplify.follow import symbolic
+from graphopt.passes.simplify.graph import Work
+from graphopt.passes.simplify.symbolic import Symbolic
+from graphopt.shapes import infer
 
 from helpers import assert_same_outputs, from_text
 from simplifying import operators, simplified, simplify
@@ -307,3 +315,45 @@ def test_a_reshape_of_what_may_be_nothing_still_takes_nothing():
     )
     x = RNG.standard_normal((3, 2, 4)).astype(np.float32)
     simplified(model, {"score": np.float32([1, -1, 1]), "x": x}, {"score": np.float32([-1, -1, -1]), "x": x})
+
+
+# ------------------------------------------------------------------------------------------------------ asked, and asked again
+
+
+def known_of(proto: onnx.ModelProto) -> tuple[Work, Symbolic]:
+    model = ir.from_proto(proto)
+    work = Work(model, lambda _name: False, weight_limit=0, facts=infer(model), excludes=False)
+    return work, symbolic(work, work.roots[0])
+
+
+def test_numbers_are_followed_through_as_many_operators_as_there_are():
+    adds = "\n".join(f"n{i + 1} = Add(n{i}, one)" for i in range(3000))
+    proto = from_text(
+        f"""<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (int64[1] y) <int64[1] one = {{1}}>
+        {{ n0 = Shape <end: int = 1> (x) {adds} y = Identity(n3000) }}"""
+    )
+    work, known = known_of(proto)
+    numbers = known.known_numbers(work.model.graph.outputs[0])
+    assert numbers is not None
+    assert [str(number) for number in numbers] == [str(symbol("$N") + 3000)]
+
+
+def test_after_a_change_the_same_is_known_as_if_nothing_had_been_known_before():
+    proto = from_text(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x, float[M, 4] z, int64[2] s) => (float[a, b] y)
+        <int64[2] flat = {-1, 2}>
+        { hidden = Reshape(x, s) pairs = Reshape(hidden, flat) count = Shape(pairs) wide = Reshape(z, count) y = Relu(wide) }"""
+    )
+    work, known = known_of(proto)
+    nodes = [*work.model.graph]
+    values = [node.outputs[0] for node in nodes]
+    before = [known.dims(value) for value in values]
+    assert before[1] is not None
+    assert before[1][1] == 2
+    nodes[1].replace_input_with(0, work.model.graph.inputs[0])  # pairs are now those of x, whose size is known
+    found = known.update(nodes, [nodes[1]])
+    assert found == {nodes[1], nodes[2], nodes[3], nodes[4]}
+    assert known.dims(values[4]) == (2 * symbol("$N"), 2)
+    anew = symbolic(replace(work, symbolic=None), work.roots[0])
+    assert [known.dims(value) for value in values[1:]] == [anew.dims(value) for value in values[1:]]
+    assert known.update(nodes, [nodes[1]]) == set()
