@@ -17,7 +17,8 @@
     defaults     attributes that state what holds without them go
     peer         onnxsim instead of all of these, to compare with
 
-Each module opens with its algebra and the conditions under which it is exact. ``graph`` holds the edits that they share.
+Each module opens with its algebra and the conditions under which it is exact. ``graph`` holds the edits that they share,
+``due`` finds where a step has to look again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ what is known of their dimensions and contents. So a change makes due
     the nodes that are new, read something else, or are in another graph now
     what gives the values that these read, or read before, and all that reads them
     the nodes that give a value of which something else is known now (``symbolic.py``, inference)
-    what comes after all of these, past operators that rules look past
+    what reads what these give, and what comes after that past operators that rules look past
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 from .symbolic import NUMBERED
 
 _REACH = 64
-"""So many operators on, rules may look back at a change; where they look further back, the next run of the pass finds it."""
+"""So many operators in a row rules look back; those that merge whole chains may look further, and the next run finds it."""
 _LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | NUMBERED | {"ScatterND", "Slice", "Split"}
 
 Where = set[ir.Node] | None

@@ -298,7 +298,7 @@ _DIMS = _table(
 
 
 def symbolic(work: Work, root: Root) -> Symbolic:
-    """What is known of the main graph, evaluated once after ``learn``: what steps change leaves it true."""
+    """What is known of the main graph; ``due`` keeps it up to date."""
     if work.symbolic is None:
         work.symbolic = Symbolic(work, root, _DIMS)
     return work.symbolic
