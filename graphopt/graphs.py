@@ -60,8 +60,8 @@ def is_overridable(value: ir.Value | None) -> bool:
 def annotated_names(model: ir.Model) -> set[str]:
     """Names of initializers that quantization annotations refer to: used, though by no node."""
     names: set[str] = set()
-    for graph in walk.graphs(model.graph):
-        for value in (*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)):
+    for graph, nodes in walk.listed(model.graph):
+        for value in (*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)):
             if value.meta:
                 names.update(value.meta.get(_ANNOTATION, {}).values())
     return names

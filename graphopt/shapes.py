@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from . import walk
 from .skeleton import Skeleton, graph_initializers
-from .walk import defined, graphs, nodes, subgraphs
+from .walk import defined, nodes, subgraphs
 
 __all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs", "tells_more"]
 
@@ -57,7 +58,7 @@ def keep(model: ir.Model, found: Facts) -> None:
     The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``).
     """
     if not model.functions:
-        there = {value for graph in graphs(model.graph) for value in defined(graph)}
+        there = {value for listed in walk.listed(model.graph) for value in defined(*listed)}
         kept = {value: fact for value, fact in found.items() if value in there}
         constants = {value: tensor for value, tensor in graph_initializers(model) if value not in kept}
         model.meta[_KEPT] = _parts(model), kept | _of_constants(constants)  # with those that are new since inference
@@ -72,11 +73,11 @@ def are_fixed(model: ir.Model, found: Facts) -> bool:
 def _parts(model: ir.Model) -> list[object]:
     """All that inference depends on: objects that are replaced, never changed, when the graph is."""
     parts: list[object] = [(*model.opset_imports.items(), *(str(value.shape) for value in model.graph.inputs))]
-    for graph in graphs(model.graph):
+    for graph, listed in walk.listed(model.graph):
         parts += (*graph.inputs, *graph.outputs, *(value.type for value in graph.inputs))
         for value in graph.initializers.values():
             parts += (value, value.const_value)
-        for node in graph:
+        for node in listed:
             parts += (node, node.inputs, node.outputs)
             parts += node.attributes.data.values()
     return parts

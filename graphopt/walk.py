@@ -38,14 +38,23 @@ def nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
 
 def graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """A graph and all its subgraphs, each before its own."""
-    yield graph
-    for node in graph:
+    return (inner for inner, _ in listed(graph))
+
+
+def listed(graph: ir.Graph) -> Iterator[tuple[ir.Graph, Sequence[ir.Node]]]:
+    """A graph and all its subgraphs, each before its own, with the nodes that it has: to go over a graph's nodes takes time."""
+    found = [*graph]
+    yield graph, found
+    for node in found:
         if node.op_type in BRANCHING or node.domain:
             for subgraph in subgraphs(node):
-                yield from graphs(subgraph)
+                yield from listed(subgraph)
 
 
-def defined(graph: ir.Graph) -> list[ir.Value]:
-    """The values that a graph itself defines, each once; outputs that are left out have no name and are not among them."""
-    values = [*graph.inputs, *graph.initializers.values(), *(output for node in graph for output in node.outputs)]
-    return [*dict.fromkeys(value for value in values if value.name)]
+def defined(graph: ir.Graph, found: Sequence[ir.Node] | None = None) -> list[ir.Value]:
+    """The values that a graph itself defines, each once; outputs that are left out have no name and are not among them.
+
+    ``found`` are its nodes, where they are listed already.
+    """
+    outputs = (output for node in (graph if found is None else found) for output in node.outputs)
+    return [*dict.fromkeys(value for value in (*graph.inputs, *graph.initializers.values(), *outputs) if value.name)]

@@ -5,7 +5,7 @@ One walk over these places serves counting, saving and checking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -48,11 +48,11 @@ def places(model: ir.Model) -> Iterator[Place]:
 
 
 def _held(model: ir.Model) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
-    for graph in graphs(model):
+    for graph, nodes in listed(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
-        for node in graph:
+        for node in nodes:
             if node.op_type == "Constant" and node.domain == "":
                 value_attribute = node.attributes.get("value")
                 if value_attribute is not None and not value_attribute.is_ref():
@@ -61,9 +61,14 @@ def _held(model: ir.Model) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, the bodies of functions, and all their subgraphs."""
-    yield from walk.graphs(model.graph)
+    return (graph for graph, _ in listed(model))
+
+
+def listed(model: ir.Model) -> Iterator[tuple[ir.Graph, Sequence[ir.Node]]]:
+    """The same, each with the nodes that it has."""
+    yield from walk.listed(model.graph)
     for function in model.functions.values():
-        yield from walk.graphs(function.graph)
+        yield from walk.listed(function.graph)
 
 
 def weights(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, MutableMapping
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.model.weights import graphs
+from graphopt.model.weights import listed
 from graphopt.shapes import defined
 
 _PREFIXES = ("pkg.torch.", "pkg.onnxscript.")
@@ -28,9 +28,9 @@ _TRACE_LINE = re.compile(r'^\s*(File ".+", line \d+|\S.*\.py\(\d+\): |.*\.py:\d+
 def drop_leftovers(model: ir.Model) -> list[Change]:
     """Drop the leftovers; one change tells how many there were and how many bytes of text they took."""
     sizes: list[int] = []
-    for graph in graphs(model):
+    for graph, nodes in listed(model):
         sizes += _drop_metadata(graph.metadata_props)
-        for owner in (*graph, *defined(graph), *graph.outputs):
+        for owner in (*nodes, *defined(graph, nodes), *graph.outputs):
             if owner.metadata_props:
                 sizes += _drop_metadata(owner.metadata_props)
             if owner.doc_string:
