@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -46,26 +47,29 @@ class Work:
     """Fused operators that are slower on the target than what they are made of."""
     runtime: str = ""
     """The name of the runtime that the model is for."""
-    names: set[str] = field(default_factory=set)
-    fixed: set[str] = field(default_factory=set)
-    """Initializers that quantization annotations refer to: used, though by no node."""
-    ambiguous: set[str] = field(default_factory=set)
-    """Names that several graphs use: moved to another value, one could hide what a subgraph reads."""
-    reads: Counter[ir.Value] = field(default_factory=Counter)
-    """How often each initializer is read, or more: to list the readers of one takes time when there are thousands."""
-
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
 
-    def __post_init__(self) -> None:
-        self.fixed = annotated_names(self.model)
-        for graph in walk.graphs(self.model.graph):
-            for value in defined(graph):
-                if value.name in self.names:
-                    self.ambiguous.add(value.name or "")
-                self.names.add(value.name or "")
-                if value.is_initializer():
-                    self.reads[value] = len(value.uses())
+    @cached_property
+    def fixed(self) -> set[str]:
+        """Initializers that quantization annotations refer to: used, though by no node."""
+        return annotated_names(self.model)
+
+    @cached_property
+    def occurring(self) -> Counter[str]:
+        """How many values there were of each name when a rule first asked."""
+        return Counter(value.name or "" for listed in walk.listed(self.model.graph) for value in defined(*listed))
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The names of all values, and of some that are gone; who gives a new name adds it."""
+        return {*self.occurring}
+
+    @cached_property
+    def reads(self) -> Counter[ir.Value]:
+        """How often each initializer is read, about: to list the readers of one takes time when there are thousands."""
+        graphs = walk.graphs(self.model.graph)
+        return Counter({value: len(value.uses()) for graph in graphs for value in graph.initializers.values()})
 
     @property
     def opset(self) -> int:
@@ -109,7 +113,7 @@ class Work:
         if not old.is_graph_output():
             return True
         places = [] if old.graph is None else [output for output in old.graph.outputs if output is old]
-        return len(places) == 1 and old.name not in self.ambiguous
+        return len(places) == 1 and self.occurring[old.name or ""] <= 1
 
     # ---------------------------------------------------------------------------------------------------------- edits
 

@@ -30,7 +30,8 @@ def drop_leftovers(model: ir.Model) -> list[Change]:
     sizes: list[int] = []
     for graph, nodes in listed(model):
         sizes += _drop_metadata(graph.metadata_props)
-        for owner in (*nodes, *defined(graph, nodes), *graph.outputs):
+        owners: list[ir.Node | ir.Value] = [*nodes, *defined(graph, nodes), *graph.outputs]
+        for owner in owners:
             if owner.metadata_props:
                 sizes += _drop_metadata(owner.metadata_props)
             if owner.doc_string:
