@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from . import walk
+from .graphs import constant
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, nodes, subgraphs
 
@@ -26,7 +27,11 @@ _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
 _LENGTHEN = frozenset({"Concat", "ConstantOfShape", "Expand", "Range", "Tile"})
 """Operators that can make a long vector of a few numbers."""
+_SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+"""Those among them whose output has as many axes as this input has numbers, or more."""
 _LONG = 100_000
+_MOST_AXES = 32
+"""How many axes a tensor has at most, as NumPy has it."""
 
 _KEPT = "graphopt.facts"
 """Key of ``model.meta`` under which ``keep`` leaves facts."""
@@ -124,10 +129,9 @@ def facts(
     skeleton = Skeleton(model, stated, constants)
     types: dict[str, onnx.TypeProto] | None = None
     lengthening = [v for node in nodes(model.graph) if node.op_type in _LENGTHEN for v in node.outputs if v.name]
-    lengthened = [skeleton.names[value] for value in lengthening if _may_be_long((known or {}).get(value))]
-    if lengthened:
+    if any(_may_be_long((known or {}).get(value)) for value in lengthening) and (lengthened := _lengthened(model)):
         types = _types(skeleton, follow_values=False)
-        if not any(name in types and _is_long(types[name]) for name in lengthened):
+        if not any(name in types and _is_long(types[name]) for name in map(skeleton.names.__getitem__, lengthened)):
             types = None
     if types is None:
         types = _types(skeleton, follow_values=True)
@@ -172,6 +176,41 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _graphs(inner)
+
+
+def _lengthened(model: ir.Model) -> list[ir.Value]:
+    """Values that may be vectors of many more elements than the vectors that the graph is given.
+
+    A Concat is as long as all that it reads together; of other operators, those count whose output has one axis for all that
+    is known. That takes longer to find out by inference.
+    """
+    found: list[ir.Value] = []
+    longest: dict[ir.Value | None, int] = {}  # how many elements each value has at most, if it is a vector
+    for node in nodes(model.graph):
+        kind = node.op_type
+        lengths = [longest.get(value) or _given_length(value) for value in node.inputs]
+        length = _MOST_AXES if kind == "Shape" else max(lengths, default=1)
+        if kind == "Concat" and node.attributes.get_int("axis", 0) in {0, -1}:
+            length = sum(lengths)
+        longest |= dict.fromkeys(node.outputs, length)
+        few_axes = kind == "Range" or (kind in _SHAPED and _numbers(node.inputs[_SHAPED[kind]]) < 2)
+        if few_axes or (kind == "Concat" and length > _LONG):
+            found += [value for value in node.outputs if value.name]
+    return found
+
+
+def _given_length(value: ir.Value | None) -> int:
+    """The length of a vector that the graph is given; 1 for what is no vector."""
+    dims = () if value is None or value.shape is None or value.producer() is not None else value.shape.dims
+    return max(dims[0], 1) if len(dims) == 1 and isinstance(dims[0], int) else 1
+
+
+def _numbers(value: ir.Value | None) -> int:
+    """How many numbers a vector has at least."""
+    tensor, producer = constant(value), None if value is None else value.producer()
+    if tensor is not None:
+        return tensor.size
+    return len(producer.inputs) if producer is not None and producer.op_type == "Concat" else 0
 
 
 def _is_long(proto: onnx.TypeProto) -> bool:

@@ -66,6 +66,12 @@ def test_a_huge_vector_does_not_take_huge_memory():
     assert time.process_time() - begun < 1
 
 
+def test_a_vector_that_doubles_again_and_again_does_not_take_huge_memory():
+    doubled = "\n".join(f"v{i} = Concat<axis = {-(i % 2)}>(v{i - 1}, v{i - 1})" for i in range(1, 31))
+    model = ir.from_proto(from_text(f"g (int64[2] v0) => (int64[a] y) {{ {doubled} y = Add(v30, v30) }}"))
+    assert shape_of(shapes.infer(model), "y") == [2**31]
+
+
 def test_what_reads_an_initializer_that_is_an_output_is_known():
     proto = from_text("g (float[N, 4] x) => (float[N, 4] y, float[1, 4] w) <float[1, 4] w = {1, 2, 3, 4}> { y = Mul(x, w) }")
     proto.graph.output[1].type.tensor_type.ClearField("shape")
