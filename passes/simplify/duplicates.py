@@ -100,20 +100,17 @@ class _Digest:
 
 def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
     """The first ``limit`` bytes of a tensor, or a digest of all."""
-    digest = _Digest()
-    if limit is None and hasattr(tensor, "tofile"):
-        tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
+    if limit is None:
+        digest = _Digest()
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
+        else:
+            digest.write(tensor.tobytes())
         return digest.hash.digest()
+    if tensor.dtype.bitwidth < 8:  # several elements in a byte
+        return tensor.tobytes()[:limit]
     array = tensor.numpy()  # a mapping of the file: no more than the first page is read
-    if array.nbytes != tensor_bytes(tensor) or not array.size:  # several elements in a byte
-        start = tensor.tobytes()
-    else:
-        count = None if limit is None else -(-limit // array.itemsize)
-        start = array.reshape(-1)[:count].tobytes()
-    if limit is not None:
-        return start[:limit]
-    digest.write(start)
-    return digest.hash.digest()
+    return array.flat[: -(-limit // array.itemsize)].tobytes()[:limit]
 
 
 def _merge(equal: list[ir.Value], parents: Mapping[ir.Graph, ir.Graph | None]) -> list[Change]:

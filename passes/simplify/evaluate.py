@@ -102,7 +102,7 @@ _SHAPE_ELEMENTS = 64
 
 
 def evaluate(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """The outputs of a node that have a name, in order.
+    """The outputs of a node that have a name, in order; where elements only move, they may be views of the inputs.
 
     Raises:
         Refused: The operator cannot be computed on these inputs without an error or a warning.
@@ -121,7 +121,7 @@ def evaluate(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> 
     except Exception as error:  # the reference implementation raises whatever it likes
         raise Refused(f"the reference implementation cannot compute it: {error}") from error
     outputs = list(found) if isinstance(found, list | tuple) else [found]
-    return [np.asarray(array, order="C") for array in outputs[: len(node.outputs)]]
+    return [np.asarray(array) for array in outputs[: len(node.outputs)]]
 
 
 def _by_reference(node: ir.Node, opset: int, inputs: Sequence[np.ndarray | None]) -> Any:

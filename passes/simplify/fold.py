@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class _Folded:
     def starts(self) -> dict[ir.Value, Hashable]:
         """Where each value would be a constant, its type, its shape and its first bytes."""
         return {
-            value: (self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().reshape(-1)[:_START].tobytes())
+            value: (self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().flat[:_START].tobytes())
             for value, tensor in self.tensors.items()
             if not isinstance(tensor, MovedTensor)
         }
@@ -224,4 +225,12 @@ def _compute(node: ir.Node, opset: int, inputs: list[ir.TensorProtocol | None], 
         if folded.memory + size + read > _COMPUTED_BYTES:
             raise Refused(f"computing it would take {(size + read) / 1e6:.0f} MB of memory")
     arrays = evaluate(node, opset, [None if tensor is None else tensor.numpy() for tensor in inputs])
-    return [ir.Tensor(array if array.flags.owndata else array.copy()) for array in arrays]
+    return [ir.Tensor(array.copy() if _is_mapped(array) else array) for array in arrays]
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    """Whether an array looks at a file, which it would keep open."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
