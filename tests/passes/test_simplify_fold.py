@@ -454,6 +454,19 @@ def test_weights_are_moved_when_they_are_written_and_not_read_before(tmp_path: P
     assert_same_outputs(path, written.path, {"x": RNG.random((2, 600), np.float32)})
 
 
+def test_small_weights_that_were_moved_need_their_file_no_more(tmp_path: Path):
+    weight = RNG.standard_normal((200, 300)).astype(np.float32)
+    model = from_text("g (float[N, 300] x) => (float[N, 200] y) { a = Transpose(w)  y = MatMul(x, a) }")
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin")
+    loaded = models.load(tmp_path / "model.onnx")
+    Simplify().apply(loaded, context())
+    (tmp_path / "weights.bin").write_bytes(b"")
+    moved = loaded.graph.initializers["a"].const_value
+    assert moved is not None
+    np.testing.assert_array_equal(moved.numpy(), weight.T)
+
+
 def test_equal_weights_in_a_file_are_found_without_loading_them(tmp_path: Path):
     weights = np.zeros((3, 500_000), np.float32)
     weights[1, -1] = 1
