@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt import model, targets
-from graphopt.contracts import Change, Feed, Site
+from graphopt.contracts import Change, Feed, NodeTime, Site
 from graphopt.passes.quantize import StaticOptions, StaticQuantize
 from graphopt.targets import Target
 
@@ -54,11 +54,15 @@ def quantize(
 
 def kernels(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> Counter[str]:
     """The operators that onnxruntime executes, after its own optimization."""
+    return Counter(node.op_type for node in executed(proto, feed))
+
+
+def executed(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> Sequence[NodeTime]:
+    """The nodes that onnxruntime executes, in their order."""
     target = targets.load("cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = write(proto, Path(folder) / "m.onnx")
-        nodes = targets.runtime(target).profile(path, target, dict(feed), rounds=1)
-        return Counter(node.op_type for node in nodes)
+        return targets.runtime(target).profile(path, target, dict(feed), rounds=1)
 
 
 def run_optimized(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

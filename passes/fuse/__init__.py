@@ -14,6 +14,7 @@ enlarge     a Conv of 1 x 1 goes before the Resize that it can change places wit
 linear      and into the MatMul before it
 residual    an Add that the runtime would fuse to its disadvantage
 state       an initial state of zeros is left out
+order       the runtime computes first what is written last
 sequence    tensors are taken apart without a sequence
 contrib     onnxruntime's own operators, if the user asks for them
 """
@@ -44,6 +45,7 @@ from .graph import Rule, Work
 from .linear import merge_linear_maps
 from .neutral import remove_neutral
 from .normalize import use_layer_normalization, use_rms_normalization
+from .order import write_values_last
 from .pad import fold_pad
 from .pool import use_global_pool
 from .residual import keep_residual_apart
@@ -130,6 +132,7 @@ class Fuse(Pass):
                 break
         if changes:
             work.drop_unused()
+        changes += write_values_last(work)
         if current or are_fixed(model, work.facts):
             keep(model, work.facts)
         if self.options.contrib:

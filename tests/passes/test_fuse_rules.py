@@ -12,7 +12,7 @@ from graphopt import targets
 
 from fusing import fuse, fused, listed_as_input, model, normal
 from helpers import run
-from quantizing import kernels
+from quantizing import executed, kernels
 from simplifying import operators, simplify
 
 X = {"x": normal(2, 4, 8, 8, seed=9)}
@@ -470,3 +470,28 @@ def test_a_residual_add_that_something_else_reads_stays(more: str) -> None:
 def test_only_targets_with_the_slow_kernel_are_concerned() -> None:
     assert "SkipLayerNormalization" in targets.load("cpu").slow_kernels
     assert targets.load("tensorrt").slow_kernels == ()
+
+
+# ------------------------------------------------------------------------------------------------------------------ order
+
+ATTENTION = """
+    qm = MatMul(x, wq) q0 = Reshape(qm, heads) q = Transpose<perm = [0, 2, 1, 3]>(q0)
+    km = MatMul(x, wk) k0 = Reshape(km, heads) k = Transpose<perm = [0, 2, 3, 1]>(k0)
+    vm = MatMul(x, wv) vb = Add(vm, bias) v0 = Reshape(vb, heads) v = Transpose<perm = [0, 2, 1, 3]>(v0)
+    s = MatMul(q, k) p = Softmax<axis = -1>(s) {where} a = MatMul({weights}, v)
+    t = Transpose<perm = [0, 2, 1, 3]>(a) r = Reshape(t, whole) y = MatMul(r, wo)
+"""
+
+
+@pytest.mark.parametrize("where", ["", "i = IsNaN(p) z = Where(i, zero, p)"])
+def test_the_values_of_an_attention_are_computed_while_the_caches_hold_its_input(where: str):
+    weights = {f"w{name}": normal(16, 16, seed=index) for index, name in enumerate("qkvo")} | {"bias": normal(16, seed=5)}
+    weights |= {"heads": np.array([0, 0, 2, 8]), "whole": np.array([0, 0, 16])}
+    weights |= {"zero": np.array(0, np.float32)} if where else {}
+    body = ATTENTION.format(where=where, weights="z" if where else "p")
+    proto = model(body, "float[N, L, 16] x", "float[N, L, 16] y", **weights)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    before, after = ([node.name for node in executed(either, ROWS)] for either in (proto, fused(proto, ROWS)))
+    assert before.index("p") < before.index("vm")
+    assert after.index("vm") < after.index("p")
