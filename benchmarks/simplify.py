@@ -87,7 +87,7 @@ def _cell(bench: Bench, source: Path, name: str) -> Cell:
         cell = taken | _judged(source, out, *(["--twice"] if name in {OURS, FROZEN} else []))
         if name in {OURS, FROZEN} and "wrong" not in cell:
             cell["latency"] = simplifiers.printed([sys.executable, _JUDGE, source, out, "--time"])
-            cell["kernels"] = simplifiers.printed([sys.executable, ROOT / "benchmarks" / "multiplying.py", source, out])
+            cell["kernels"] = simplifiers.printed([sys.executable, ROOT / "benchmarks" / "executed.py", source, out])
         return cell
 
 
@@ -153,7 +153,7 @@ def trouble(cell: Cell) -> str | None:
 
 
 def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
-    nodes, costs, results, troubles = [], [], [], []
+    nodes, costs, results, troubles, broken = [], [], [], [], []
     for name, row in rows.items():
         ours, least = row[OURS], best(row)
         more = least is not None and "nodes" in ours and ours["nodes"] > least
@@ -174,6 +174,8 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
         bound = f"{latency['speedup'] / part:.2f}" if part and "speedup" in latency else "-"
         results.append((name, ", ".join(f"{value:.0e}" for value in sizes.values()), ", ".join(sizes), speed))
         results[-1] += (*multiplying, "-" if part is None else f"{part:.0%}", bound)
+        gone = ", ".join(f"{kind}: {was} to {now}" for kind, (was, now) in kernels.get("gone", {}).items())
+        broken += [(name, gone)] if gone else []
         judged = {tool: cell for tool, cell in row.items() if tool != COST}
         troubles += [(name, tool, why.replace("|", "\\|")) for tool, cell in judged.items() if (why := trouble(cell))]
     behind = sum("more" in row[-1] for row in nodes)
@@ -198,6 +200,12 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
         "into them) take in the original and in graphopt's file, in ms, by onnxruntime's profiler, and which part of all "
         "kernels of graphopt's file that is. *At most*: what the speed-up would be if all others took no time at all."
     )
+    fusion = (
+        "Kernels that onnxruntime makes of several nodes: how many it makes of the original, and how many of graphopt's file, "
+        "where those are fewer. That is meant where a part of the pattern is computed no more (a bias of zero before a Gelu, "
+        "a factor that went into the weights), where the file has an operator for the whole, or where the kernel is slower "
+        "than its parts (SkipLayerNormalization)."
+    )
     wrong = (
         "Not right is what the full checker refuses, onnxruntime does not load, or gives outputs more than "
         f"{TOLERANCE:.0e} off; for graphopt also what a second run changes."
@@ -213,6 +221,7 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
         *(text, table(("model", "original", *CELLS, ""), nodes)),
         *("## Cost", cost, table(header, costs)),
         *("## Result", result, table(_RESULT, results)),
+        *("## Fusions that are gone", fusion, table(("model", "kernels"), broken) if broken else "None."),
         *("## Not right", wrong, table(("model", "tool", "why"), troubles) if troubles else "Nothing."),
     ]
 
