@@ -42,7 +42,7 @@ _FIRST_DAMAGE = 0.05
 """Summed noise-to-signal ratio of the outputs that is tried first."""
 _LESS, _MORE = 3.0, 2.0
 """How many times less damage, or more, is tried next at most."""
-_AIM = 0.8
+_AIM = 0.9
 """The part of the budget that is aimed at."""
 _FAR = 10.0
 """What spends the budget so many times, or more, says no more than that it is far beyond."""
@@ -54,6 +54,8 @@ _FORESEEN = 4.0
 """Times the budget that twice the damage is taken to spend, where what was known is of steps that are left out by now."""
 _NEAR = 0.8
 """Of the budget: what spends so much and holds it is harsh enough."""
+_NEARER = 0.9
+"""The same where several passes share it."""
 _NO_DAMAGE = 1e-30
 _BEYOND = 1e3
 """A noise-to-signal ratio that stands for any larger one."""
@@ -265,7 +267,7 @@ def best_within(
         spent: The part of the budget that some of them spend.
         site: Where a step is taken; if it is not, those that follow it there are not either.
     """
-    return _within(steps, damage, spent, Reach(), few=_FEW, site=site)
+    return _within(steps, damage, spent, Reach(), few=_FEW, site=site, near=_NEARER)
 
 
 def _within(
@@ -276,6 +278,7 @@ def _within(
     least: int = 0,
     few: int = 0,
     site: Callable[[_Step], Hashable] = hash,
+    near: float = _NEAR,
 ) -> list[_Step]:
     """The first of the steps, as many as hold; ``few`` that do not are left out, and those behind them are tried."""
     left, low, high = [*steps], max(least - 1, reach.count), len(steps) + 1
@@ -296,7 +299,7 @@ def _within(
             high, reach = len(left) + 1, reach.without_high()
         else:
             high = count
-        if _NEAR <= part <= 1:
+        if near <= part <= 1:
             break
     return left[: reach.count]
 

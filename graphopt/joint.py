@@ -16,6 +16,7 @@ A layer is changed by one of the graded passes: what another one saves there was
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ import onnx_ir as ir
 
 from . import allocate
 from .candidates import Work
-from .contracts import Array, Context, Grade, LossyPass, NodeTime
+from .contracts import Context, Grade, LossyPass, NodeTime
 from .stage import Outcome, Stage
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _TIMED_ON = 16
 """Samples for the ranges of a model that is only timed."""
 _CLOSE = 1.02
 """Times as good as the tail alone that a split must be: less may be noise."""
-_LOST = 3.0
-"""Where time is the goal, a part of it that is lost counts as so many that are saved."""
 _LEAST_ROOM = 0.5
 """The part of the budget that is left to the graded passes at least."""
 _NOT_TAKEN = "left out: what it saves for the accuracy that it costs is less than other passes save"
@@ -188,12 +187,7 @@ class Joint:
         if not self._on_the_clock or context.profile is None:
             return lambda grade: grade.bytes / before.bytes
         whole = sum(kernel.milliseconds for kernel in context.profile(before.model)) or 1.0
-
-        def worth(grade: Grade) -> float:
-            quicker = grade.milliseconds / whole
-            return grade.bytes / before.bytes + (quicker if quicker > 0 else _LOST * quicker)
-
-        return worth
+        return lambda grade: grade.milliseconds / whole + grade.bytes / before.bytes if grade.milliseconds > 0 else 0.0
 
     def _times_in_the_end(self, graph: ir.Model) -> Sequence[NodeTime]:
         """Time of each node of a model as it is after the tail's first pass that changes sites one by one."""
@@ -293,11 +287,11 @@ def apart(order: Sequence[Bought]) -> list[Bought]:
     return found
 
 
-def sums(order: Sequence[Bought]) -> Array:
+def sums(order: Sequence[Bought]) -> list[float]:
     """For each step the damage of all that is taken up to it; of a site, of its last setting alone."""
     before: dict[tuple[int, str], float] = {}
     added = []
     for step in order:
         added.append(step.damage - before.get((step.place, step.site), 0.0))
         before[step.place, step.site] = step.damage
-    return np.cumsum(added)
+    return [*itertools.accumulate(added)]
