@@ -60,7 +60,21 @@ def _transposed(g: Graph, x: Value, _at: int) -> None:
     g.add("Neg", [g.one("Concat", *parts, axis=1)], (BATCH, int(dims[1]) * len(parts), *dims[2:]))
 
 
-_MOVES = (_reshaped, _stacked, _shuffled, _gathered, _softmax, _pair, _transposed)
+def _channels_last(g: Graph, x: Value, _at: int) -> None:
+    """Elementwise operators with constants between a Transpose and one that turns back, or nearly so."""
+    perm = [0, *range(2, len(x.dims)), 1]
+    y = g.inner("Transpose", [x], tuple(x.dims[axis] for axis in perm), perm=perm)
+    for _ in range(g.choose(1, 2, 3)):
+        c = g.floats(*g.choose((), y.sizes[-1:], y.sizes[-2:], y.sizes, (*y.sizes[:1], *[1] * (len(y.dims) - 2))))
+        kind = g.choose("Relu", "Add", "Mul", "Max", "PRelu", "Sub")
+        operands = [y] if kind == "Relu" else [y, c] if kind == "PRelu" or g.chance(2) else [c, y]
+        y = g.inner(kind, operands, y.dims)
+    back = [0, len(perm) - 1, *range(1, len(perm) - 1)] if not g.chance(4) else g.random.sample(range(len(perm)), len(perm))
+    if back[0] == 0:
+        g.add("Transpose", [y], tuple(y.dims[axis] for axis in back), perm=back)
+
+
+_MOVES = (_channels_last, _channels_last, _reshaped, _stacked, _shuffled, _gathered, _softmax, _pair, _transposed)
 
 
 def _alike(g: Graph, x: Value) -> list[Value]:

@@ -5,7 +5,7 @@ whose other operands have one element each, g for one that works along a single 
 
     R2(f(R1(x)))                           ->   R(f(x)), R to the dimensions that R2 gives; f(x) if these are those of x
     R2(g(R1(x); k))                        ->   R(g(x; j))
-    T2(f(T1(x)))                           ->   T(f(x)), T = T2 after T1
+    T2(f(T1(x), c))                        ->   T(f(x, c')), T = T2 after T1, a constant c transposed like x
     f(R1(x), R2(y)), x and y alike         ->   R(f(x, y))
     f(T(x), T(y)), the same T              ->   T(f(x, y))
     Concat(R1(x), R2(y), ...; k)           ->   R(Concat(x, y, ...; j)): a stack is one
@@ -25,7 +25,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 
+import numpy as np
 import onnx_ir as ir
+
+from graphopt.graphs import constant
 
 from .collapse import KEEP_ORDER, Collapse, encode, is_only_for
 from .dims import Dim, TooLongError, product
@@ -49,9 +52,12 @@ ALONG_AN_AXIS = frozenset({"Gather", "LogSoftmax", "Softmax"})
 _PASSED = _ELEMENTWISE | ALONG_AN_AXIS
 """The operators that what moves elements can move past."""
 _LOOKED_AT = _PASSED | KEEP_ORDER
+_OVER_TRANSPOSES = _ELEMENTWISE | {"Transpose"}
 _TAKING_APART = KEEP_ORDER | {"Concat"}
 _LONGEST = 8
 """So many operators are looked past."""
+_SMALL = 4096
+"""Constants up to so many elements are transposed."""
 
 _WHY_RESHAPE = "the operators in between do not care for the shape"
 _WHY_TRANSPOSE = "the operators in between do not care for the order of the axes"
@@ -198,18 +204,55 @@ def _reshape(edit: Collapse, node: ir.Node, value: ir.Value, dims: Dims, wanted:
 
 
 def _transpose_after_transpose(edit: Collapse, node: ir.Node) -> bool:
-    middle = _only(edit, node.inputs[0], node, _ELEMENTWISE)
-    second, index = edit.perm(node), None if middle is None else _data(edit, middle)
-    if middle is None or second is None or index is None:
+    chain: list[tuple[ir.Node, int]] = []
+    value, reader = node.inputs[0], node
+    while len(chain) < _LONGEST and (middle := _only(edit, value, reader, _OVER_TRANSPOSES)) is not None:
+        if middle.op_type == "Transpose":
+            return bool(chain) and _turn_back(edit, node, chain, middle)
+        index = _moved_operand(edit, middle)
+        if index is None:
+            return False
+        chain.append((middle, index))
+        value, reader = middle.inputs[index], middle
+    return False
+
+
+def _moved_operand(edit: Collapse, node: ir.Node) -> int | None:
+    """The operand of an elementwise operator that has all the elements, where the others can be transposed ahead of time."""
+    index = _data(edit, node)
+    if index is not None:
+        return index
+    dims = edit.known.dims(node.outputs[0])
+    varying = [index for index, value in enumerate(node.inputs) if not _can_be_turned(edit, value)]
+    return varying[0] if dims and len(varying) == 1 and edit.known.dims(node.inputs[varying[0]]) == dims else None
+
+
+def _can_be_turned(edit: Collapse, value: ir.Value | None) -> bool:
+    tensor = constant(value)
+    return value is not None and tensor is not None and tensor.size <= _SMALL and not edit.work.excluded(value.name or "")
+
+
+def _turn_back(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node) -> bool:
+    """Apply the operators of a chain, which is given last first, to what ``first`` transposes; then transpose."""
+    second, perm = edit.perm(node), edit.perm(first)
+    value = first.inputs[0]
+    dims = edit.known.dims(value)
+    if second is None or perm is None or dims is None or value is None:
         return False
-    found = _transpose_before(edit, middle.inputs[index], middle)
-    dims = None if found is None else edit.known.dims(found[0].inputs[0])
-    if found is None or dims is None:
-        return False
-    first, perm = found
-    inputs = [first.inputs[0] if i == index else other for i, other in enumerate(middle.inputs)]
-    value = edit.insert_as(node, middle.op_type, inputs, [*middle.attributes.values()], middle.outputs[0], dims)
+    for middle, index in reversed(chain):
+        inputs = [value if i == index else _turned(edit, node, other, perm) for i, other in enumerate(middle.inputs)]
+        value = edit.insert_as(node, middle.op_type, inputs, [*middle.attributes.values()], middle.outputs[0], dims)
     return _transposed(edit, node, value, [perm[axis] for axis in second])
+
+
+def _turned(edit: Collapse, node: ir.Node, value: ir.Value | None, perm: Sequence[int]) -> ir.Value | None:
+    """A constant operand as it is before the Transpose; one of a single element serves either way."""
+    tensor = constant(value)
+    if tensor is None or tensor.size == 1:
+        return value
+    array = tensor.numpy()
+    wide = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
+    return edit.constant(node, np.ascontiguousarray(wide.transpose(np.argsort(perm))))
 
 
 def _transposed(edit: Collapse, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from helpers import from_text
 from simplifying import operators, simplified
@@ -112,7 +113,29 @@ def test_transposes_around_elementwise_operators_become_one_or_none():
     assert result_of(body, (2, 3, 4), 4, "float k = {3}") == ["Add"]
     body = "a = Transpose<perm = [0, 2, 3, 1]>(x)  b = Add(k, a)  y = Transpose<perm = [0, 2, 1, 3]>(b)"
     assert result_of(body, (2, 3, 4), 4, "float k = {3}") == ["Add", "Transpose"]
-    assert result_of(body, (2, 3, 4), 4, "float[2] k = {3, 4}") == ["Transpose", "Add", "Transpose"]
+
+
+@pytest.mark.parametrize(
+    "k", ["float[2] k = {3, 4}", "float[4, 2] k = {1, 2, 3, 4, 5, 6, 7, 8}", "float[3, 1, 1] k = {1, 2, 3}"]
+)
+def test_constant_operands_are_transposed_with_what_they_belong_to(k: str):
+    """As exporters of channels-last models write a convolution, its bias, its normalization and a scale."""
+    body = """a = Transpose<perm = [0, 2, 3, 1]>(x)  b = Add(a, k)  c = Relu(b)  d = Sub(k, c)
+              y = Transpose<perm = [0, 3, 1, 2]>(d)"""
+    assert result_of(body, (2, 3, 4), 4, k) == ["Add", "Relu", "Sub"]
+    assert result_of(body.replace("[0, 3, 1, 2]", "[1, 0, 3, 2]"), (2, 3, 4), 4, k) == ["Add", "Relu", "Sub", "Transpose"]
+
+
+def test_operands_that_are_not_constant_or_make_it_larger_are_not_transposed():
+    body = "a = Transpose<perm = [0, 2, 1]>(x)  b = {}  y = Transpose<perm = [0, 2, 1]>(b)"
+    there = ["Transpose", "Add", "Transpose"]
+    assert result_of(body.format("Add(a, k)"), (2, 1), 3, "float[3, 1] k = {1, 2, 3}") == there
+    assert result_of(
+        "p = ReduceMax<keepdims = 0>(x, axes)  " + body.format("Add(a, p)"), (2, 3), 3, "int64[2] axes = {0, 2}"
+    ) == [
+        "ReduceMax",
+        *there,
+    ]
 
 
 def test_what_all_operands_are_reshaped_or_transposed_to_happens_once():
