@@ -124,7 +124,8 @@ def padded(g: Graph) -> None:
         return
     users = [g.choose("Conv", "Conv", "AveragePool", "MaxPool") for _ in range(g.choose(1, 1, 1, 2))]
     mode = g.choose("constant", "constant", "constant", "constant", "reflect", "edge")
-    amounts = [0, 0, *(g.choose(0, 1, 2) for _ in range(2)), 0, 0, *(g.choose(0, 1, 2) for _ in range(2))]
+    most = (0, 1) if users == ["MaxPool"] else (0, 1, 2)
+    amounts = [0, 0, *(g.choose(*most) for _ in range(2)), 0, 0, *(g.choose(*most) for _ in range(2))]
     if mode == "reflect":
         amounts = [min(amount, 1) for amount in amounts]
     elif g.chance(8):
@@ -137,8 +138,8 @@ def padded(g: Graph) -> None:
     value = ""
     if mode == "constant":
         deepest = -math.inf if users == ["MaxPool"] and max(amounts) < 2 else 1.0
-        fill = g.choose(deepest, deepest, 0.5) if g.chance(2) or deepest < 0 else 0.0
-        value = g.choose("", g.number(0.0), g.number(fill))
+        value = g.choose("", g.number(0.0), g.number(g.choose(deepest, 0.5) if g.chance(2) else 0.0))
+        value = g.number(deepest) if deepest < 0 and not g.chance(3) else value
     inputs = [x.name, pads, value, g.ints(2, -1)] if some else [x.name, pads, value]
     while not inputs[-1]:
         inputs.pop()
@@ -308,7 +309,10 @@ def normalization(g: Graph) -> None:
     if x is None or x.dims[-1] == 1:
         return
     last = int(x.dims[-1])
-    if g.chance(3):
+    if g.chance(3):  # a residual, over a sequence more often than not
+        if len(x.dims) == 2 and last % 2 == 0:
+            last //= 2
+            x = g.inner("Reshape", [x, g.ints(0, 2, last)], (BATCH, 2, last))
         x = g.inner("Add", [x, g.inner("Tanh", [x], x.dims)], x.dims)
     axis = g.choose(-1, -1, -1, len(x.dims) - 1, 1)
     centred = x
