@@ -29,6 +29,7 @@ def contracted(proto: onnx.ModelProto) -> ir.Model:
                 onnx.helper.make_node("Conv" if len(dims) == 4 else "MatMul", [output.name, weight.name], [name])
             )
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    proto.ir_version = max(proto.ir_version, 4)  # before, the new weights would have to be inputs
     return ir.from_proto(proto)
 
 
