@@ -138,12 +138,12 @@ def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
-    """All tensors but the scales of Resize, which decide shapes."""
-    scales = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}
-    yield from (tensor for tensor in graph.initializer if tensor.name not in scales)
+    """All tensors but scales of Resize, which decide shapes, and exponents: a broken power of what is negative is no number."""
+    exact = {name for node in graph.node if node.op_type in {"Resize", "Pow"} for name in node.input[1:]}
+    yield from (tensor for tensor in graph.initializer if tensor.name not in exact)
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.HasField("t") and not scales.intersection(node.output):
+            if attribute.HasField("t") and not exact.intersection(node.output):
                 yield attribute.t
             if attribute.HasField("g"):
                 yield from _tensors(attribute.g)

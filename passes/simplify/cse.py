@@ -13,10 +13,10 @@ in the same graph, or in a graph around it. Left as they are:
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Hashable
 from functools import cache
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -102,7 +102,7 @@ def _comparable(attribute: ir.Attr) -> Hashable | None:
         return ("reference", attribute.ref_attr_name)
     if attribute.type in {ir.AttributeType.FLOAT, ir.AttributeType.FLOATS}:
         numbers = [attribute.as_float()] if attribute.type == ir.AttributeType.FLOAT else attribute.as_floats()
-        return struct.pack(f"<{len(numbers)}d", *numbers)
+        return np.asarray(numbers, np.float32).tobytes()  # as the file will hold them, whatever a pass wrote
     if attribute.type in {ir.AttributeType.INT, ir.AttributeType.STRING}:
         return (attribute.value,)
     if attribute.type in {ir.AttributeType.INTS, ir.AttributeType.STRINGS}:

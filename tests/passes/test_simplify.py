@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -15,9 +16,10 @@ from graphopt import registry
 from graphopt.contracts import Feed
 from graphopt.dataset.generate import generate
 from graphopt.model import input_specs, load
+from graphopt.passes.simplify import Simplify
 
 from helpers import from_text, run, small_cnn
-from simplifying import operators, simplified, simplify
+from simplifying import context, operators, simplified, simplify
 
 X = {"x": np.arange(-4, 4, dtype=np.float32).reshape(2, 4)}
 FLAGS = [{**X, "flag": np.array(flag)} for flag in (True, False)]
@@ -134,6 +136,19 @@ def test_equal_nodes_are_computed_once_also_when_one_is_in_a_branch():
     result = simplified(model, *FLAGS)
     assert operators(result) == ["Exp", "Add", "If"]
     assert [node.op_type for node in branch(result.graph).node] == ["Neg"]
+
+
+def test_nodes_are_equal_whose_attributes_the_file_holds_as_the_same_numbers():
+    model = ir.from_proto(
+        from_text("""g (float[N, 4] x) => (float[N, 4] y) {
+            a = HardSigmoid<alpha = 0.16666667>(x)
+            b = HardSigmoid<alpha = 0.16666667>(x)
+            y = Mul(a, b)
+        }""")
+    )
+    model.graph[1].attributes["alpha"] = ir.AttrFloat32("alpha", 1 / 6)
+    Simplify().apply(model, context())
+    assert [node.op_type for node in model.graph] == ["HardSigmoid", "Mul"]
 
 
 def test_nodes_of_two_branches_are_not_merged_across_them():
