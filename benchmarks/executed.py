@@ -13,7 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from graphopt import model, targets, walk
+import onnx
+
+from graphopt import model, targets
 from graphopt.registry import runtime
 
 from judging import feeds, opened
@@ -29,8 +31,8 @@ _NO_FUSION = re.compile(r"Reorder|Mem[a-z]*py")
 def main(original: Path, candidate: Path) -> dict[str, Any]:
     """Milliseconds of the kernels that multiply, and their part of all, in both files, by the profiler; and what is ``gone``.
 
-    That is, for each operator that the runtime made of others in the original, its nodes there and in the candidate, if those
-    are fewer.
+    That is, for each operator that the original's opset has not, but the runtime made of others: its nodes there and in the
+    candidate, if those are fewer.
     """
     with opened(original) as session:
         _, feed = next(feeds(original, session))
@@ -42,8 +44,10 @@ def main(original: Path, candidate: Path) -> dict[str, Any]:
         found[f"multiplying_{name}_part"] = multiplying / sum(time.milliseconds for time in times)
         kernels.append(Counter(time.op_type for time in times if not _NO_FUSION.match(time.op_type)))
     before, after = kernels
-    own = {node.op_type for node in walk.nodes(model.load(original).graph)}
-    gone = {kind: (count, after[kind]) for kind, count in before.items() if kind not in own and count > after[kind]}
+    opset = model.opset(model.load(original))
+    gone = {
+        kind: (count, after[kind]) for kind, count in before.items() if count > after[kind] and not onnx.defs.has(kind, opset)
+    }
     return found | {"gone": gone}
 
 
