@@ -33,10 +33,11 @@ from graphopt.contracts import Array, Change
 from graphopt.graphs import constant, site
 from graphopt.shapes import subgraphs
 
+from .contents import CONTENTS, slice_of
 from .dims import Dim, Poly
 from .follow import Dims, sliced, symbolic
 from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
-from .symbolic import INTEGERS, NUMBERED, Symbolic, slice_of
+from .symbolic import INTEGERS, Symbolic
 
 _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
@@ -51,7 +52,7 @@ _IN_ORDER_MAYBE = frozenset({"Expand", "Gather", "Squeeze", "Transpose"})
 """Operators that keep all elements in their order for some dimensions, attributes and indices."""
 KEEP_ORDER = _IN_ORDER | _IN_ORDER_MAYBE
 _KEEP_ALL = KEEP_ORDER | {"Slice", "Tile"}
-_VISITED = _KEEP_ALL | NUMBERED
+_VISITED = _KEEP_ALL | CONTENTS.keys()
 
 
 def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
@@ -112,7 +113,7 @@ class Collapse:
 
     def is_numbered(self, node: ir.Node) -> bool:
         """Whether it is known what numbers a node gives."""
-        return node.op_type in NUMBERED and self.known.known_numbers(node.outputs[0]) is not None
+        return node.op_type in CONTENTS and self.known.known_numbers(node.outputs[0]) is not None
 
     def add_source(self, value: ir.Value, sources: _Sources) -> None:
         """Note which parts of a value's shape can be had from it."""

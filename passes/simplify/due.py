@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
+from .contents import CONTENTS
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
-from .symbolic import NUMBERED
 
 _REACH = 64
 """So many operators in a row rules look back; those that merge whole chains may look further, and the next run finds it."""
-_LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | NUMBERED | {"ScatterND", "Slice", "Split"}
+_LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | CONTENTS.keys() | {"ScatterND", "Slice", "Split"}
 
 Where = set[ir.Node] | None
 """Where to look; None is everywhere."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from .contents import CONTENTS, slice_of
 from .dims import Dim, exact_quotient, is_nonnegative, product
 from .graph import Root, Work
-from .symbolic import Follows, Symbolic, slice_of
+from .symbolic import Follows, Symbolic
 
 Dims = tuple[Dim, ...]
 _TO_THE_END = 1 << 31
@@ -300,5 +301,5 @@ _DIMS = _table(
 def symbolic(work: Work, root: Root) -> Symbolic:
     """What is known of the main graph; ``due`` keeps it up to date."""
     if work.symbolic is None:
-        work.symbolic = Symbolic(work, root, _DIMS)
+        work.symbolic = Symbolic(work, root, _DIMS, CONTENTS)
     return work.symbolic

@@ -34,13 +34,14 @@ from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
 from .collapse import Collapse, has_one_place, is_only_for
+from .contents import slice_of
 from .dims import Dim, product
 from .follow import Dims, sliced, symbolic
 from .graph import Work, may_end_normalization
 from .parts import split_slices
 from .scatter import join_windows, read_before
 from .sink import SINKING, sink
-from .symbolic import INTEGERS, slice_of
+from .symbolic import INTEGERS
 
 _SMALL = 4096
 """Constants up to so many elements are looked into."""

@@ -16,8 +16,8 @@ from graphopt.contracts import Change
 from graphopt.graphs import site
 
 from .collapse import Collapse, has_one_place
+from .contents import slice_of
 from .graph import can_replace, remove, replace
-from .symbolic import slice_of
 
 _FIRST_SPLIT_WITH_INPUT = 13
 _FIRST_SPLIT_WITH_SIZES = 2

@@ -22,7 +22,7 @@ from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
 from .collapse import Collapse, Window
-from .symbolic import slice_of
+from .contents import slice_of
 
 _MOST_INDICES = 1 << 17
 _MOST_WINDOWS = 64
