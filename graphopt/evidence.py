@@ -39,7 +39,7 @@ _PROFILE_ROUNDS = 30
 _LISTED_NODES = 100
 
 
-class Unusable(Exception):  # noqa: N818 - it says what happened, and is caught by the one who asked
+class UnusableError(Exception):
     """A candidate cannot be loaded, or cannot run data that the original runs; the message says why."""
 
 
@@ -48,7 +48,7 @@ def _unusable() -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        raise Unusable(f"the target cannot run the result: {error.what}") from error
+        raise UnusableError(f"the target cannot run the result: {error.what}") from error
 
 
 class _Candidate(Session):
@@ -101,11 +101,11 @@ class Evidence:
         return self.runtime.open(path, self.target, SessionOptions(threads=self.target.threads))
 
     def open_candidate(self, path: Path, where: Target | None = None) -> Session:
-        """Open a result on the target; when it cannot be loaded or run, that is ``Unusable``, not a ModelError."""
+        """Open a result on the target; when it cannot be loaded or run, that is ``UnusableError``, not a ModelError."""
         try:
             return _Candidate(self.open(path) if where is None else open_on(where, path))
         except ModelError as error:
-            raise Unusable(f"the target cannot load the result: {error.what}") from error
+            raise UnusableError(f"the target cannot load the result: {error.what}") from error
 
     def open_between(self, path: Path) -> Session:
         """Open a file that may not be what the target can run yet."""
@@ -115,7 +115,7 @@ class Evidence:
         """Why the target cannot load the file; None when it can."""
         try:
             self.open_candidate(candidate, self.between).close()
-        except Unusable as error:
+        except UnusableError as error:
             return str(error)
         return None
 
@@ -136,7 +136,7 @@ class Evidence:
                     reference = self.reference if before is None else stack.enter_context(self.open_between(before))
                     found = evaluate.compare(reference, session, data, progress=self.progress)
                     problems = evaluate.problems(found, session.outputs, self._tolerances())
-        except Unusable as error:
+        except UnusableError as error:
             return str(error)
         return f"the outputs changed: {'; '.join(problems)}" if problems else None
 
@@ -147,7 +147,7 @@ class Evidence:
         """
         try:
             found, _ = self._on_all(candidate)
-        except Unusable as error:
+        except UnusableError as error:
             return math.inf, str(error)
         problem, allowed = self._over_budget(found, share), share * (self.max_drop or 0.0)
         if problem is None and (found.metric is None or not allowed):
@@ -161,7 +161,7 @@ class Evidence:
         try:
             found, different = self._on_all(candidate)
             problems = [] if self.lossy else [*different]
-        except Unusable as error:
+        except UnusableError as error:
             found, problems = evaluate.Evaluation(0, {}, None), [str(error)]
         if (over := self._over_budget(found)) is not None and over not in problems:
             problems.append(over)
@@ -181,7 +181,7 @@ class Evidence:
         """What comparing a file with the original on all samples shows, and what is not equal; done once for a file.
 
         Raises:
-            Unusable: The target cannot run it.
+            UnusableError: The target cannot run it.
         """
         status = candidate.stat()
         key = candidate, status.st_mtime_ns, status.st_ino

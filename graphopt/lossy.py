@@ -22,7 +22,7 @@ from . import allocate, cost, model, payoff
 from .candidates import Built, Work
 from .contracts import Change, Context, Goal, Grade, LossyPass, Plan, Remains, Setting, Site
 from .errors import ModelError
-from .evidence import Unusable
+from .evidence import UnusableError
 from .graphs import constant
 from .stage import Outcome, Stage
 from .trial import Trial
@@ -229,7 +229,7 @@ def _by_site(work: Work) -> Outcome:
     """Decide each site for itself: first what pays, then what the budget allows."""
     try:
         estimate, choice = _what_pays(work)
-    except Unusable as error:
+    except UnusableError as error:
         return Outcome(False, str(error), work.declined)
     left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
     if choice.speedup is not None and choice.speedup < allocate.WORTH:
@@ -257,7 +257,7 @@ def _what_pays(work: Work) -> tuple[payoff.Estimate, allocate.Choice]:
     """The sites that make the model faster (or smaller), and what is known of the times of all.
 
     Raises:
-        Unusable: The target cannot run the model with every site changed.
+        UnusableError: The target cannot run the model with every site changed.
     """
     everything = frozenset(work.sites)
     if not work.timed:
@@ -267,7 +267,7 @@ def _what_pays(work: Work) -> tuple[payoff.Estimate, allocate.Choice]:
     with work.context.progress.stage("profiling with every site and with none"):
         changed = work.draft(allocate.harshest(everything))
         if (problem := work.evidence.refused(work.path)) is not None:
-            raise Unusable(problem)
+            raise UnusableError(problem)
         estimate = payoff.Estimate.of(
             work.sites,
             work.rewrite.borders(work.before.model, work.sites),

@@ -100,7 +100,7 @@ class Skeleton:
         for attribute in node.attributes.data.values():
             made = self._attributes.get(id(attribute)) or plain(attribute)
             if made is None:
-                self._holder(attribute, proto.attribute.add())
+                self._holder(attribute, proto.attribute.add(name=attribute.name, type=attribute.type.name))
             else:
                 self._attributes[id(attribute)] = made
                 proto.attribute.append(made)
@@ -108,7 +108,6 @@ class Skeleton:
     def _holder(self, attribute: ir.Attr, proto: onnx.AttributeProto) -> None:
         """An attribute that holds tensors or graphs."""
         kind, value = attribute.type, attribute.value
-        proto.name, proto.type = attribute.name, kind.value  # type: ignore[assignment]
         if kind is _KIND.TENSOR:
             _tensor(proto.t, value)
         elif kind is _KIND.TENSORS:

@@ -31,7 +31,7 @@ from .preflight import (
     shape_text,
 )
 
-_BROKEN = (OSError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
+_BROKEN = (OSError, KeyError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile)
 """What NumPy and zipfile raise, beside ValueError, for files that are broken, encrypted or oddly compressed, or that hold, or
 claim to hold, more than fits into memory."""
 

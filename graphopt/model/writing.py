@@ -136,7 +136,7 @@ class _Message:
         for attribute in node.attributes.data.values():
             made = self.attributes.get(id(attribute)) or plain(attribute)
             if made is None:
-                self.holder(attribute, proto.attribute.add(), node)
+                self.holder(attribute, proto.attribute.add(name=attribute.name, type=attribute.type.name), node)
             else:
                 self.attributes[id(attribute)] = made
                 proto.attribute.append(made)
@@ -146,7 +146,6 @@ class _Message:
     def holder(self, attribute: ir.Attr, proto: onnx.AttributeProto, node: ir.Node) -> None:
         """An attribute that holds tensors or graphs."""
         kind, value = attribute.type, attribute.value
-        proto.name, proto.type = attribute.name, kind.value  # type: ignore[assignment]
         if attribute.doc_string:
             proto.doc_string = attribute.doc_string
         if kind is _KIND.TENSOR:
@@ -184,7 +183,7 @@ class _Message:
         _describe(tensor, proto)
 
     def info(self, value: ir.Value, proto: onnx.ValueInfoProto) -> None:
-        proto.name = value.name  # type: ignore[assignment]  # none is an error
+        proto.name = value.name  # type: ignore[assignment]  # protobuf refuses None, which is told
         kind, shape = value.type, value.shape
         if kind is not None:
             key = int(kind.dtype), id(shape)
@@ -205,7 +204,7 @@ def plain(attribute: ir.Attr) -> onnx.AttributeProto | None:
         return None
     if kind not in _FIELDS and not attribute.is_ref():
         return ir.serde.serialize_attribute(attribute)
-    proto = onnx.AttributeProto(name=attribute.name, type=kind.value, doc_string=attribute.doc_string or None)  # type: ignore[arg-type]
+    proto = onnx.AttributeProto(name=attribute.name, type=kind.name, doc_string=attribute.doc_string or None)
     if attribute.is_ref():
         proto.ref_attr_name = attribute.ref_attr_name or ""
         return proto
