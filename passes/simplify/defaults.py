@@ -2,7 +2,7 @@
 
     group = 1    auto_pad = NOTSET    strides, dilations of 1    pads of 0    ceil_mode, storage_order, count_include_pad = 0
 
-torch's exporter writes them all, some 80 bytes a convolution: half a per cent of a small int8 file. Only from opset 11 on:
+torch's exporters write most of them, 40 to 75 bytes an operator: half a percent of a small int8 file. Only from opset 11 on:
 before, the standard does not say of each what holds without it.
 """
 

@@ -115,7 +115,7 @@ def browser() -> tuple[Browser, Server]:
 
 
 def _end(process: int) -> None:
-    global _shared  # noqa: PLW0603
+    global _shared  # noqa: PLW0603 - one browser a process
     if _shared is not None and _shared[0] == process == os.getpid():
         _shared[1].close()
         _shared[2].close()
