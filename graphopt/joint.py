@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from . import allocate
+from . import allocate, search
 from .candidates import Work
 from .contracts import Context, Grade, LossyPass, NodeTime
 from .stage import Outcome, Stage
@@ -224,7 +224,7 @@ class Joint:
                 step(1)
                 return head.spent / room
 
-            allocate.best_within(order, sums, spent, lambda step: (step.place, step.site))
+            search.best_within(order, sums, spent, lambda step: (step.place, step.site))
         yield from found
         if len(found) == 1:
             damage = sums(taken[0])

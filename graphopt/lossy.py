@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from . import allocate, cost, model, payoff
+from . import allocate, cost, model, payoff, search
 from .candidates import Built, Work
 from .contracts import Change, Context, Goal, Grade, LossyPass, Plan, Remains, Setting, Site
 from .errors import ModelError
@@ -159,7 +159,7 @@ def _in_budget(
         return f"not faster than before, in none of {everything} plans for up to {len(plans[-1])} sites"
     if not (decided and spent(everything) <= 1):  # what the user asks for is tried as it is, whether it pays or not
         damage = [sum(max(grades[one].damage, 0.0) for one in plan.items()) for plan in plans]
-        allocate.harshest_within(damage, spent, least)
+        search.harshest_within(damage, spent, least)
     if not held:
         which = "setting that pays" if least else "setting"
         return f"no {which} holds the budget; the gentlest that was tried: {problems[min(problems)]}"
@@ -176,10 +176,10 @@ def _least_that_pays(work: Work, plans: Sequence[Plan], grades: _Grades) -> int:
 
     def pays(count: int) -> bool:
         work.draft(plans[count - 1])
-        return work.evidence.speedup(work.before.path, work.path, allocate.WORTH) >= allocate.WORTH
+        return work.evidence.speedup(work.before.path, work.path, search.WORTH) >= search.WORTH
 
     with work.context.progress.stage("timing what pays"):
-        return allocate.least_that_pays(saved, whole, pays)
+        return search.least_that_pays(saved, whole, pays)
 
 
 def _at_goal(work: Work, plans: Sequence[Plan], grades: _Grades, goal: Remains, step: Callable[[int], None]) -> Plan | str:
@@ -189,7 +189,7 @@ def _at_goal(work: Work, plans: Sequence[Plan], grades: _Grades, goal: Remains, 
         step(1)
         return _part(work, plans[index], goal.of) > goal.part
 
-    chosen = allocate.first(len(plans), too_gentle) - 1
+    chosen = search.first(len(plans), too_gentle) - 1
     if chosen < 0:
         part = _part(work, plans[0], goal.of)
         return f"{part:.3f} of the {goal.of} remain at the harshest, more than {goal.part:g}"
@@ -232,7 +232,7 @@ def _by_site(work: Work) -> Outcome:
     except UnusableError as error:
         return Outcome(False, str(error), work.declined)
     left = [Change(site.name, "left alone", why, done=False) for site, why in choice.left.items()]
-    if choice.speedup is not None and choice.speedup < allocate.WORTH:
+    if choice.speedup is not None and choice.speedup < search.WORTH:
         tried = f"at best {choice.speedup:.2f}× as fast, with {len(choice.sites)} of {len(work.sites)} sites"
         why = f"not faster than before wherever it was tried: {tried} (--goal size asks for bytes alone)"
         return Outcome(False, why, [*left, *work.declined])
