@@ -64,7 +64,7 @@ def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
 Window = tuple[int, int, int]
 """Part of a tensor: axis, begin and end."""
 _Seen = ChainMap[Hashable, ir.Value]
-_Sources = ChainMap[Dims, tuple[ir.Value, int, int]]
+_Sources = ChainMap[tuple[Dim | None, ...], tuple[ir.Value, int, int]]
 
 
 @dataclass
@@ -82,7 +82,10 @@ class Collapse:
 
     def run(self) -> list[Change]:
         """Walk the graph once; all of it only where one of the values to look at may be had elsewhere too."""
-        near = None if self.work.near is None else [*self.work.operators(self.root, _VISITED)]
+        visited = [*self.work.operators(self.root, _VISITED)]
+        if self.fold:
+            self.fix([node for node in visited if node.op_type in CONTENTS])
+        near = None if self.work.near is None else [node for node in visited if node.graph is not None]
         if near is None or any(map(self.is_numbered, near)):
             self.visit(self.root.graph, ChainMap(), ChainMap(), None if near is None else {*near})
         else:
@@ -99,7 +102,8 @@ class Collapse:
         for node in graph:
             for subgraph in subgraphs(node) if branches else ():
                 self.visit(subgraph, seen.new_child(), sources.new_child(), near)
-            if node.op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):
+            op_type = node.op_type
+            if op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):
                 continue
             is_near = near is None or node in near
             if is_near and self.same(node):
@@ -108,7 +112,7 @@ class Collapse:
                 self.number(node, seen, sources)  # what is in ``seen`` stays: no other rule may replace it
             elif is_near:
                 self.simplify_operands(node)
-            if node.graph is not None and node.op_type == "Shape" and node.inputs[0] is not None:
+            if op_type == "Shape" and node.graph is not None and node.inputs[0] is not None:
                 self.add_source(node.inputs[0], sources)
 
     def is_numbered(self, node: ir.Node) -> bool:
@@ -118,7 +122,7 @@ class Collapse:
     def add_source(self, value: ir.Value, sources: _Sources) -> None:
         """Note which parts of a value's shape can be had from it."""
         dims = self.known.dims(value)
-        if dims is None or self.root.opset < _FIRST_SHAPE_WITH_BOUNDS:
+        if dims is None or dims in sources or self.root.opset < _FIRST_SHAPE_WITH_BOUNDS:
             return
         for start in range(len(dims)):
             for end in range(start + 1, len(dims) + 1):
@@ -126,34 +130,52 @@ class Collapse:
 
     # ---------------------------------------------------------------------------------------------- values that are known
 
+    def fix(self, nodes: Sequence[ir.Node]) -> None:
+        """Let constants take the place of what is the same for all sizes; last first, for what only that reads is not asked."""
+        gone: dict[ir.Node, None] = {}
+        for node in reversed(nodes):
+            output, uses = node.outputs[0], node.outputs[0].uses()
+            if uses and not output.is_graph_output() and all(use.node in gone for use in uses):
+                self.changes.append(Change(site(node), f"removed {node.op_type}", "what reads it is known ahead of time"))
+            elif not (uses or output.is_graph_output()) or not has_one_place(node) or not self.put_numbers(node):
+                continue
+            gone[node] = None
+        remove([*gone])
+
+    def put_numbers(self, node: ir.Node) -> bool:
+        """Let a constant take the place of what a node gives, if that is the same for all sizes."""
+        output = node.outputs[0]
+        fixed, numbers, dtype = self.known.fixed(output), self.known.numbers(output), self.work.dtype(output)
+        limit = 31 if dtype == ir.DataType.INT32 else 63
+        if fixed is None or numbers is None or dtype is None or not all(-(1 << limit) <= n < 1 << limit for n in fixed):
+            return False
+        assert node.graph is not None
+        tensor = ir.Tensor(np.array(fixed, dtype.numpy()).reshape(numbers.shape))
+        put_constant(self.root, [output], tensor, node.graph)
+        why = "it follows from dimensions that are fixed"
+        self.changes.append(Change(site(node), "computed its result ahead of time", why))
+        return True
+
     def number(self, node: ir.Node, seen: _Seen, sources: _Sources) -> None:
-        """Let a constant or another value take the place of a node of which it is known what it gives."""
-        output, numbers = node.outputs[0], self.known.known_numbers(node.outputs[0])
-        dtype, array = self.work.dtype(output), self.known.numbers(output)
-        if numbers is None or array is None or dtype is None or not (output.uses() or output.is_graph_output()):
+        """Let another value take the place of a node of which it is known what it gives."""
+        output = node.outputs[0]
+        numbers, dtype = self.known.numbers(output), self.work.dtype(output)
+        if (
+            numbers is None
+            or dtype is None
+            or self.known.fixed(output) is not None
+            or not (output.uses() or output.is_graph_output())
+        ):
             return
-        if not any(isinstance(number, Poly) for number in numbers):
-            self.fix(node, array, dtype)
-            return
-        key = (dtype, array.shape, tuple(numbers))
+        key = (dtype, numbers)
         first = seen.setdefault(key, output)
-        source = sources.get(tuple(numbers)) if array.ndim == 1 and dtype == ir.DataType.INT64 else None
+        source = sources.get(numbers.items) if len(numbers.shape) == 1 and dtype == ir.DataType.INT64 else None
         if first is not output:
             self.put(node, first, f"took {first.name} for it", _SAME_NUMBERS)
         elif source is not None and node.op_type != "Shape":
             value, start, end = source
             seen[key] = self.insert(node, "Shape", [value], [ir.AttrInt64("start", start), ir.AttrInt64("end", end)])
             self.put(node, seen[key], f"took a part of the shape of {value.name} for it", _SAME_NUMBERS)
-
-    def fix(self, node: ir.Node, numbers: Array, dtype: ir.DataType) -> None:
-        """Let a constant take the place of a node."""
-        if not self.fold or not all(-_TO_THE_END - 1 <= number <= _TO_THE_END for number in numbers.flat):
-            return
-        if dtype == ir.DataType.INT32 and not all(-(1 << 31) <= number < 1 << 31 for number in numbers.flat):
-            return
-        assert node.graph is not None
-        put_constant(self.root, [node.outputs[0]], ir.Tensor(numbers.astype(dtype.numpy())), node.graph)
-        self.done(node, "computed its result ahead of time", "it follows from dimensions that are fixed")
 
     # ------------------------------------------------------------------------------------------ operators that keep all
 
@@ -162,6 +184,9 @@ class Collapse:
         source = node.inputs[0] if node.op_type in _KEEP_ALL and node.inputs else None
         dims = None if source is None else self.known.dims(node.outputs[0])
         if source is None or dims is None:
+            return False
+        producer = source.producer()
+        if dims != self.known.dims(source) and (producer is None or producer.op_type not in KEEP_ORDER):
             return False
         found, in_order = None, self.keeps_order(node)
         if dims == self.known.dims(source) and (in_order or (node.op_type not in _IN_ORDER_MAYBE and self.keeps_all(node))):
@@ -241,22 +266,23 @@ class Collapse:
     def is_undetermined(self, node: ir.Node, target: Sequence[int], dims: Dims) -> bool:
         """Whether a Reshape may fail that did not: it finds no -1 where a dimension that it copies turns out to be 0."""
         before = self.known.numbers(node.inputs[1])
-        if -1 not in target or (before is not None and -1 in before.flat):
+        if -1 not in target or (before is not None and -1 in before.items):
             return False
         copied = [dim for dim, size in zip(dims, target, strict=False) if size == 0]
         return any(isinstance(dim, Poly) and dim.has_unknown for dim in copied)
 
     def merge_reshapes(self, node: ir.Node) -> bool:
         """Skip the operators before a Reshape that only reshape for it."""
-        source, wanted = node.inputs[0], self.known.dims(node.outputs[0])
-        first = None
+        source, first = node.inputs[0], None
         while source is not None and (producer := source.producer()) is not None:
             only = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
             if not only or not self.work.is_operator(producer) or not self.keeps_order(producer):
                 break
             first = source = producer.inputs[0]
-        dims = self.known.dims(first)
-        if first is None or wanted is None or dims is None or self.root.opset < _FIRST_RESHAPE_WITH_INPUT:
+        if first is None:
+            return False
+        dims, wanted = self.known.dims(first), self.known.dims(node.outputs[0])
+        if wanted is None or dims is None or self.root.opset < _FIRST_RESHAPE_WITH_INPUT:
             return False
         target = encode(wanted, dims)
         if target is None or (0 in target and -1 in target):
@@ -267,11 +293,12 @@ class Collapse:
     def expand(self, node: ir.Node) -> None:
         """Let a constant be the shape of an Expand."""
         target, dims = self.known.numbers(node.inputs[1]), self.known.dims(node.inputs[0])
-        if target is None or target.ndim != 1 or constant(node.inputs[1]) is not None or dims is None:
+        if target is None or len(target.shape) != 1 or constant(node.inputs[1]) is not None or dims is None:
             return
-        own = (1,) * (len(target) - len(dims)) + dims[max(0, len(dims) - len(target)) :]
+        own = (1,) * (len(target.items) - len(dims)) + dims[max(0, len(dims) - len(target.items)) :]
         fixed = [
-            number if isinstance(number, int) else 1 if number == dim else None for number, dim in zip(target, own, strict=True)
+            number if isinstance(number, int) else 1 if number == dim else None
+            for number, dim in zip(target.items, own, strict=True)
         ]
         known = [number for number in fixed if number is not None]
         if len(known) == len(fixed):

@@ -6,69 +6,55 @@ Shape(x) -> dims(x)    Gather, Slice, Concat, Reshape, ... pick and arrange    A
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.contracts import Array
-
 from .dims import Dim, are_equal, is_nonnegative, larger, product, quotient, remainder, smaller
-from .symbolic import FOLLOWED, INTEGERS, MOST_ELEMENTS, Gives, Symbolic
+from .numbers import MOST_ELEMENTS, Numbers, broadcast, concatenated, squeezed, unsqueezed, vector
+from .symbolic import FOLLOWED, INTEGERS, Gives, Symbolic
 
 _INFINITY = 1 << 31
 """A bound of a Slice from here on means "to the end"."""
 
 
-def _vector(numbers: Sequence[Dim | None]) -> Array:
-    objects = np.empty(len(numbers), object)
-    objects[:] = numbers
-    return objects
-
-
-def _objects(rule: Callable[..., Dim | None], shape: tuple[int, ...], *operands: Array) -> Array:
-    """The rule applied to each element of the operands, which broadcast to ``shape``."""
-    result = np.empty(shape, object)
-    for index, numbers in enumerate(zip(*(np.broadcast_to(array, shape).flat for array in operands), strict=True)):
-        result.flat[index] = rule(*numbers)
-    return result
-
-
-def _shape(known: Symbolic, node: ir.Node) -> Array | None:
+def _shape(known: Symbolic, node: ir.Node) -> Numbers | None:
     dims = known.dims(node.inputs[0])
     if dims is None:
         return None
-    return _vector(dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))])
+    return vector(dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))])
 
 
-def _size(known: Symbolic, node: ir.Node) -> Array | None:
+def _size(known: Symbolic, node: ir.Node) -> Numbers | None:
     dims = known.dims(node.inputs[0])
-    return None if dims is None else _vector([product(dims)]).reshape(())
+    return None if dims is None else Numbers((), (product(dims),))
 
 
-def _gather(known: Symbolic, node: ir.Node) -> Array | None:
-    data, indices = known.numbers(node.inputs[0]), known.numbers(node.inputs[1])
-    axis = node.attributes.get_int("axis", 0)
-    if data is None or indices is None or known.fixed(node.inputs[1]) is None or not -data.ndim <= axis < data.ndim:
+def _gather(known: Symbolic, node: ir.Node) -> Numbers | None:
+    data, indices, axis = known.numbers(node.inputs[0]), known.numbers(node.inputs[1]), node.attributes.get_int("axis", 0)
+    positions = known.fixed(node.inputs[1])
+    if data is None or indices is None or positions is None or not -len(data.shape) <= axis < len(data.shape):
         return None
-    length, positions = data.shape[axis], indices.astype(np.int64)
-    if positions.size * data.size > MOST_ELEMENTS**2 or np.any((positions < -length) | (positions >= length)):
+    length = data.shape[axis]
+    if not all(-length <= position < length for position in positions):
         return None
-    taken = np.empty(data.shape[: axis % data.ndim] + positions.shape + data.shape[axis % data.ndim + 1 :], object)
-    taken[...] = np.take(data, positions, axis)
-    return taken
+    if len(data.shape) == 1:
+        return Numbers(indices.shape, tuple([data.items[position] for position in positions]))
+    return data.picked(lambda places: np.take(places, np.reshape(positions, indices.shape), axis))
 
 
-def _slice(known: Symbolic, node: ir.Node) -> Array | None:
+def _slice(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, window = known.numbers(node.inputs[0]), slice_of(known, node)
     if data is None or window is None:
         return None
-    index = [slice(None)] * data.ndim
+    index = [slice(None)] * len(data.shape)
     for axis, (start, end, step) in window.items():
-        if not (isinstance(start, int) and isinstance(end, int) and axis < data.ndim):
+        if not (isinstance(start, int) and isinstance(end, int) and axis < len(index)):
             return None
         index[axis] = slice(start, None if step < 0 and end < -data.shape[axis] else end, step)
-    return data[tuple(index)]
+    return vector(data.items[index[0]]) if len(index) == 1 else data.picked(lambda places: places[tuple(index)])
 
 
 def slice_of(known: Symbolic, node: ir.Node) -> dict[int, tuple[Dim, Dim, int]] | None:
@@ -92,52 +78,55 @@ def slice_of(known: Symbolic, node: ir.Node) -> dict[int, tuple[Dim, Dim, int]] 
     return {a: (start, end, step) for a, start, end, step in zip(axes, starts, ends, steps, strict=True)}
 
 
-def _concat(known: Symbolic, node: ir.Node) -> Array | None:
+def _concat(known: Symbolic, node: ir.Node) -> Numbers | None:
     parts = []
     for value in node.inputs:
         part, dims = known.numbers(value), known.dims(value)
         if part is None:
             if dims is None or len(dims) != 1 or not isinstance(dims[0], int) or dims[0] > MOST_ELEMENTS:
                 return None
-            part = np.full(dims[0], None, object)
+            part = vector([None] * dims[0])
         parts.append(part)
-    if sum(part.size for part in parts) > MOST_ELEMENTS or known.dtype(node.inputs[0]) not in FOLLOWED:
+    if sum(len(part.items) for part in parts) > MOST_ELEMENTS or known.dtype(node.inputs[0]) not in FOLLOWED:
         return None
-    return np.concatenate(parts, axis=node.attributes.get_int("axis", 0))
+    return concatenated(parts, node.attributes.get_int("axis", 0))
 
 
-def _reshape(known: Symbolic, node: ir.Node) -> Array | None:
+def _reshape(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, target = known.numbers(node.inputs[0]), known.fixed(node.inputs[1]) if len(node.inputs) > 1 else None
-    return None if data is None or target is None or 0 in target else data.reshape(target)
+    if data is None or target is None or 0 in target:
+        return None
+    rest = len(data.items) // abs(math.prod(target))
+    return data.reshaped(tuple([rest if size == -1 else size for size in target]))
 
 
-def _squeeze(known: Symbolic, node: ir.Node) -> Array | None:
+def _squeeze(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, axes = known.numbers(node.inputs[0]), known.axes(node)
     if data is None or (axes is None and len(node.inputs) > 1 and node.inputs[1] is not None):
         return None
-    return data.squeeze(None if axes is None else tuple(axes))
+    return data.reshaped(squeezed(data.shape, axes))
 
 
-def _unsqueeze(known: Symbolic, node: ir.Node) -> Array | None:
+def _unsqueeze(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, axes = known.numbers(node.inputs[0]), known.axes(node)
-    return None if data is None or axes is None else np.expand_dims(data, tuple(axes))
+    return None if data is None or axes is None else data.reshaped(unsqueezed(data.shape, axes))
 
 
-def _transpose(known: Symbolic, node: ir.Node) -> Array | None:
+def _transpose(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, perm = known.numbers(node.inputs[0]), node.attributes.get_ints("perm")
-    return None if data is None else data.transpose(perm)
+    return None if data is None else data.picked(lambda places: places.transpose(perm))
 
 
-def _cast(known: Symbolic, node: ir.Node) -> Array | None:
+def _cast(known: Symbolic, node: ir.Node) -> Numbers | None:
     if known.dtype(node.inputs[0]) not in FOLLOWED or node.attributes.get_int("to", 0) not in {d.value for d in INTEGERS}:
         return None
     data = known.numbers(node.inputs[0])
-    if data is not None and any(isinstance(number, int) and not -_INFINITY <= number < _INFINITY for number in data.flat):
+    if data is not None and any(isinstance(number, int) and not -_INFINITY <= number < _INFINITY for number in data.items):
         return None  # what is left of it in 32 bits is another number
     return data
 
 
-def _copy(known: Symbolic, node: ir.Node) -> Array | None:
+def _copy(known: Symbolic, node: ir.Node) -> Numbers | None:
     return known.numbers(node.inputs[0])
 
 
@@ -146,28 +135,33 @@ def _elementwise(rule: Callable[..., Dim | bool | None], types: frozenset[ir.Dat
         found = None if None in operands else rule(*operands)
         return int(found) if isinstance(found, bool) else found
 
-    def apply(known: Symbolic, node: ir.Node) -> Array | None:
-        data = [known.numbers(value) for value in node.inputs]
-        if known.dtype(node.inputs[0]) not in types or not data or any(array is None for array in data):
+    def apply(known: Symbolic, node: ir.Node) -> Numbers | None:
+        operands = _operands(known, node)
+        if operands is None or known.dtype(node.inputs[0]) not in types:
             return None
-        operands = [array for array in data if array is not None]
-        try:
-            shape = np.broadcast_shapes(*(array.shape for array in operands))
-        except ValueError:
-            return None
-        if np.prod(shape) > MOST_ELEMENTS:
-            return None
+        columns = zip(*(operand.items for operand in operands), strict=True)
         if len(operands) > 2:  # Min, Max of more
-            return functools.reduce(lambda a, b: _objects(number, shape, a, b), operands)
-        return _objects(number, shape, *operands)
+            return Numbers(operands[0].shape, tuple([functools.reduce(number, column) for column in columns]))
+        return Numbers(operands[0].shape, tuple([number(*column) for column in columns]))
 
     return apply
 
 
-def _where(known: Symbolic, node: ir.Node) -> Array | None:
+def _operands(known: Symbolic, node: ir.Node) -> Sequence[Numbers] | None:
+    """What an elementwise operator reads, all of one shape."""
+    operands = []
+    for value in node.inputs:
+        operand = known.numbers(value)
+        if operand is None:
+            return None
+        operands.append(operand)
+    return broadcast(operands) if operands else None
+
+
+def _where(known: Symbolic, node: ir.Node) -> Numbers | None:
     """Each element is decided if the condition is, or if both choices are the same."""
-    data = [known.numbers(value) for value in node.inputs]
-    if data[0] is None or data[1] is None or data[2] is None or known.dtype(node.inputs[1]) not in FOLLOWED:
+    operands = _operands(known, node)
+    if operands is None or known.dtype(node.inputs[1]) not in FOLLOWED:
         return None
 
     def choose(condition: Dim | None, a: Dim | None, b: Dim | None) -> Dim | None:
@@ -175,57 +169,52 @@ def _where(known: Symbolic, node: ir.Node) -> Array | None:
             return a if condition else b
         return a if a == b else None
 
-    shape = np.broadcast_shapes(*(array.shape for array in data if array is not None))
-    return None if np.prod(shape) > MOST_ELEMENTS else _objects(choose, shape, data[0], data[1], data[2])
+    return Numbers(operands[0].shape, tuple(map(choose, *(operand.items for operand in operands))))
 
 
 def _reduce(rule: Callable[[list[Dim]], Dim | None]) -> Gives:
-    def apply(known: Symbolic, node: ir.Node) -> Array | None:
+    def apply(known: Symbolic, node: ir.Node) -> Numbers | None:
         data, numbers = known.numbers(node.inputs[0]), known.known_numbers(node.inputs[0])
-        if data is None or numbers is None or data.ndim != 1 or known.dtype(node.inputs[0]) not in INTEGERS:
+        if data is None or numbers is None or len(data.shape) != 1 or known.dtype(node.inputs[0]) not in INTEGERS:
             return None
         axes, keeps = known.axes(node), node.attributes.get_int("noop_with_empty_axes", 0) != 0
         everything = len(node.inputs) == 1 and "axes" not in node.attributes and not keeps
         if axes not in ([0], [-1]) and not everything:
             return None
         found = rule(numbers)
-        return None if found is None else _vector([found]).reshape((1,) * node.attributes.get_int("keepdims", 1))
+        return None if found is None else Numbers((1,) * node.attributes.get_int("keepdims", 1), (found,))
 
     return apply
 
 
-def _constant_of_shape(known: Symbolic, node: ir.Node) -> Array | None:
+def _constant_of_shape(known: Symbolic, node: ir.Node) -> Numbers | None:
     shape = known.fixed(node.inputs[0])
     value = node.attributes.get("value")
-    if shape is None or value is None or value.is_ref() or np.prod(shape) > MOST_ELEMENTS:
+    if shape is None or value is None or value.is_ref() or math.prod(shape) > MOST_ELEMENTS:
         return None
     tensor = value.value
     if tensor.dtype not in FOLLOWED:
         return None
-    objects = np.empty(tuple(shape), object)
-    objects[...] = int(tensor.numpy().item())
-    return objects
+    return Numbers(tuple(shape), (int(tensor.numpy().item()),) * math.prod(shape))
 
 
-def _expand(known: Symbolic, node: ir.Node) -> Array | None:
+def _expand(known: Symbolic, node: ir.Node) -> Numbers | None:
     data, shape = known.numbers(node.inputs[0]), known.fixed(node.inputs[1])
-    if data is None or shape is None or np.prod(shape) > MOST_ELEMENTS:
+    if data is None or shape is None or math.prod(shape) > MOST_ELEMENTS:
         return None
-    try:
-        return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(shape)))
-    except ValueError:
-        return None
+    expanded = broadcast([data, Numbers(tuple(shape), (None,) * math.prod(shape))])
+    return None if expanded is None else expanded[0]
 
 
-def _range(known: Symbolic, node: ir.Node) -> Array | None:
+def _range(known: Symbolic, node: ir.Node) -> Numbers | None:
     ends = [known.fixed(value) for value in node.inputs]
     if ends[0] is None or ends[1] is None or ends[2] is None or ends[2] == [0] or known.dtype(node.inputs[0]) not in INTEGERS:
         return None
     numbers = range(ends[0][0], ends[1][0], ends[2][0])
-    return _vector([*numbers]) if len(numbers) <= MOST_ELEMENTS else None
+    return vector(numbers) if len(numbers) <= MOST_ELEMENTS else None
 
 
-def _mod(known: Symbolic, node: ir.Node) -> Array | None:
+def _mod(known: Symbolic, node: ir.Node) -> Numbers | None:
     """With ``fmod`` the sign is that of the dividend: only one that is not negative gives the same."""
     fmod = node.attributes.get_int("fmod", 0)
     return _elementwise(lambda a, b: remainder(a, b) if not fmod or is_nonnegative(a) else None)(known, node)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 Monomial = tuple[str, ...]
 """The atoms of a product, sorted, each as often as its power; () is 1."""
@@ -29,9 +30,9 @@ class TooLongError(Exception):
     """A polynomial grew too long to be worth following."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Poly:
-    """A polynomial that is not constant; made by ``symbol`` and arithmetic."""
+    """A polynomial that is not constant; made by ``symbol`` and arithmetic. Equal ones are one object."""
 
     terms: frozenset[tuple[Monomial, int]]
 
@@ -80,11 +81,13 @@ class Poly:
 
 
 Dim = int | Poly
+_POLYS: WeakValueDictionary[frozenset[tuple[Monomial, int]], Poly] = WeakValueDictionary()
+"""All that there are, by their terms."""
 
 
 def symbol(name: str) -> Poly:
     """The dimension that is one atom."""
-    return Poly(frozenset({((name,), 1)}))
+    return _only(frozenset({((name,), 1)}))
 
 
 def product(dims: Iterable[Dim]) -> Dim:
@@ -181,7 +184,14 @@ def _normal(terms: Mapping[Monomial, int]) -> Dim:
         raise TooLongError
     if len(kept) == 1 and () in kept:
         return kept[()]
-    return Poly(frozenset(kept.items()))
+    return _only(frozenset(kept.items()))
+
+
+def _only(terms: frozenset[tuple[Monomial, int]]) -> Poly:
+    found = _POLYS.get(terms)
+    if found is None:
+        found = _POLYS[terms] = Poly(terms)
+    return found
 
 
 def _without(monomial: Monomial, divisor: Monomial) -> Monomial | None:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from .contents import CONTENTS, slice_of
 from .dims import Dim, exact_quotient, is_nonnegative, product
 from .graph import Root, Work
+from .numbers import squeezed, unsqueezed
 from .symbolic import Follows, Symbolic
 
 Dims = tuple[Dim, ...]
@@ -40,12 +41,12 @@ def reshaped(known: Symbolic, node: ir.Node) -> Dims | None:
     """The dimensions that a Reshape gives; None if the wanted shape is not even known in length."""
     source = known.dims(node.inputs[0])
     target = known.numbers(node.inputs[1]) if len(node.inputs) > 1 else None
-    if target is None or target.ndim != 1:
+    if target is None or len(target.shape) != 1:
         return None
     copies_zero = not node.attributes.get_int("allowzero", 0)
     dims: list[Dim] = []
     rest = None
-    for axis, wanted in enumerate(target):
+    for axis, wanted in enumerate(target.items):
         if wanted == -1:
             rest = axis
             dims.append(1)
@@ -85,19 +86,12 @@ def _transpose(known: Symbolic, node: ir.Node) -> list[Dims | None]:
 
 def _unsqueeze(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     dims, axes = known.dims(node.inputs[0]), known.axes(node)
-    if dims is None or axes is None:
-        return [None]
-    rank = len(dims) + len(axes)
-    inserted, rest = {axis % rank for axis in axes}, iter(dims)
-    return [tuple(1 if axis in inserted else next(rest) for axis in range(rank))]
+    return [None if dims is None or axes is None else unsqueezed(dims, axes)]
 
 
 def _squeeze(known: Symbolic, node: ir.Node) -> list[Dims | None]:
     dims, axes = known.dims(node.inputs[0]), known.axes(node)
-    if dims is None or axes is None:
-        return [None]
-    dropped = {axis % len(dims) for axis in axes}
-    return [tuple(dim for axis, dim in enumerate(dims) if axis not in dropped)]
+    return [None if dims is None or axes is None else squeezed(dims, axes)]
 
 
 def _flatten(known: Symbolic, node: ir.Node) -> list[Dims | None]:

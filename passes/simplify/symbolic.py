@@ -10,27 +10,19 @@ them would mean "as the input". A symbol of the inputs is the same size wherever
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from graphopt.contracts import Array
 from graphopt.graphs import constant
 from graphopt.shapes import is_known
 
-from .dims import (
-    UNKNOWN,
-    Dim,
-    Poly,
-    TooLongError,
-    symbol,
-)
+from .dims import UNKNOWN, Dim, Poly, TooLongError, symbol
 from .graph import Root, Work
+from .numbers import MOST_ELEMENTS, Numbers
 
-MOST_ELEMENTS = 64
-"""Tensors up to this size are followed; shapes are never longer."""
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 FOLLOWED = INTEGERS | {ir.DataType.BOOL}
 
@@ -46,7 +38,7 @@ class Symbolic:
         self._functions = work.model.functions
         self._symbols: dict[str, Poly] = {}
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
-        self._numbers: dict[ir.Value, Array | None] = {}
+        self._numbers: dict[ir.Value, Numbers | None] = {}
         self._followed: set[ir.Value] = set()
         """Of these the rules say what they can; of others, what inference and constants say is all that was asked."""
         self._atoms = 0
@@ -62,28 +54,30 @@ class Symbolic:
         if value not in self._dims:
             known = self._inferred(value)
             if known is None or None in known:
-                self._follow(value)
+                self._follow(self._unfollowed(value))
             if value not in self._dims:
                 self._dims[value] = self._named(value, known)
         return self._dims[value]
 
-    def numbers(self, value: ir.Value | None) -> Array | None:
-        """The contents: an array of objects, each a dimension, or None where it is not known; None if nothing is known."""
+    def numbers(self, value: ir.Value | None) -> Numbers | None:
+        """The contents; None if nothing is known of them."""
         if value is None:
             return None
         if value not in self._numbers:
-            if self._may_be_numbered(value):
-                self._follow(value)
-            if value not in self._numbers:
+            node = value.producer()
+            if node is None or node.op_type == "Constant":
                 self._numbers[value] = self._constant_numbers(value)
+            else:
+                self._follow(self._unfollowed(value) if self._may_be_numbered(value) else None)
+                self._numbers.setdefault(value, None)
         return self._numbers[value]
 
     def known_numbers(self, value: ir.Value | None) -> list[Dim] | None:
         """The contents of a vector (of a scalar: the one number), if all of it is known."""
         numbers = self.numbers(value)
-        if numbers is None or any(number is None for number in numbers.flat):
+        if numbers is None or None in numbers.items:
             return None
-        return [*numbers.flat]
+        return list(numbers.items)  # type: ignore[arg-type]  # None is not among them
 
     def fixed(self, value: ir.Value | None) -> list[int] | None:
         """The contents of a vector or a scalar, if all of it is the same for all sizes."""
@@ -132,7 +126,7 @@ class Symbolic:
         self._followed.discard(value)
         if dims is not None:
             self._earlier[value] = dims
-        return (asked_dims and self.dims(value) != dims) or (asked_numbers and not _is_same(self.numbers(value), numbers))
+        return (asked_dims and self.dims(value) != dims) or (asked_numbers and self.numbers(value) != numbers)
 
     def axes(self, node: ir.Node, index: int = 1, name: str = "axes") -> list[int] | None:
         """Axes given by an attribute or a constant input; None if they are not given, or not constant."""
@@ -160,11 +154,13 @@ class Symbolic:
         node = value.producer()
         if node is None or node.graph is None or node.op_type == "Constant":
             return None
-        return None if is_known(self._work.facts.get(value)) and not self._may_be_numbered(value) else node
+        if is_known(self._work.facts.get(value)) and not self._may_be_numbered(value):
+            self._followed.add(value)
+            return None
+        return node
 
-    def _follow(self, value: ir.Value) -> None:
-        """Evaluate the node that gives a value, after those that it depends on, however many they are."""
-        node = self._unfollowed(value)
+    def _follow(self, node: ir.Node | None) -> None:
+        """Evaluate a node, after those that it depends on, however many they are."""
         waiting = [] if node is None else [node]
         while waiting:
             before = [first for v in waiting[-1].inputs if (first := self._unfollowed(v)) is not None]
@@ -176,24 +172,25 @@ class Symbolic:
                 self._evaluate(node)
 
     def _evaluate(self, node: ir.Node) -> None:
-        op_type, functions = node.op_type, self._functions
+        op_type, outputs, functions = node.op_type, node.outputs, self._functions
         standard = node.domain == "" and not (functions and node.op_identifier() in functions)
         self._unknown = set()
-        inferred = [self._fact(output) for output in node.outputs]
-        followed: list[tuple[Dim, ...] | None] = [None] * len(node.outputs)
+        inferred = [self._fact(output) for output in outputs]
+        followed: Sequence[tuple[Dim, ...] | None] = ()
+        numbers = None
         try:
             if standard and op_type in self._rules and any(known is None or None in known for known in inferred):
-                found = self._rules[op_type](self, node)
-                followed[: len(found)] = found[: len(followed)]
-            numbers = self._contents[op_type](self, node) if standard and op_type in self._contents else None
+                followed = self._rules[op_type](self, node)
+            if standard and op_type in self._contents:
+                numbers = self._contents[op_type](self, node)
         except TooLongError:
             numbers = None
-        for output, first, second in zip(node.outputs, inferred, followed, strict=True):
+        for output, first, second in itertools.zip_longest(outputs, inferred, followed[: len(outputs)]):
             self._dims[output] = self._named(output, _merged(first, second))
             self._numbers[output] = None
-        if numbers is not None and numbers.size <= MOST_ELEMENTS:
-            self._numbers[node.outputs[0]] = numbers
-        self._followed.update(node.outputs)
+        if numbers is not None and len(numbers.items) <= MOST_ELEMENTS:
+            self._numbers[outputs[0]] = numbers
+        self._followed.update(outputs)
 
     def _inferred(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         tensor = constant(value)
@@ -233,14 +230,12 @@ class Symbolic:
         self._atoms += 1
         return symbol(f"{UNKNOWN}{self._atoms}")
 
-    def _constant_numbers(self, value: ir.Value) -> Array | None:
+    def _constant_numbers(self, value: ir.Value) -> Numbers | None:
         tensor = constant(value)
         if tensor is None or tensor.dtype not in FOLLOWED or tensor.size > MOST_ELEMENTS:
             return None
         array = tensor.numpy()
-        objects = np.empty(array.shape, object)
-        objects[...] = array.astype(np.int64).tolist() if array.ndim else int(array)
-        return objects
+        return Numbers(array.shape, tuple(map(int, array.reshape(-1).tolist())))
 
 
 def _merged(a: Sequence[Dim | None] | None, b: Sequence[Dim] | None) -> Sequence[Dim | None] | None:
@@ -249,11 +244,7 @@ def _merged(a: Sequence[Dim | None] | None, b: Sequence[Dim] | None) -> Sequence
     return [y if x is None else x for x, y in zip(a, b, strict=True)]
 
 
-def _is_same(a: Array | None, b: Array | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
 Follows = Callable[[Symbolic, ir.Node], "list[tuple[Dim, ...] | None]"]
 """The dimensions of an operator's outputs; None where they cannot be told."""
-Gives = Callable[[Symbolic, ir.Node], "Array | None"]
-"""The contents of an operator's first output, an array of objects; None where they cannot be told."""
+Gives = Callable[[Symbolic, ir.Node], "Numbers | None"]
+"""The contents of an operator's first output; None where they cannot be told."""
