@@ -134,7 +134,10 @@ class Collapse:
         """Let constants take the place of what is the same for all sizes; last first, for what only that reads is not asked."""
         gone: dict[ir.Node, None] = {}
         for node in reversed(nodes):
-            output, uses = node.outputs[0], node.outputs[0].uses()
+            output = node.outputs[0]
+            if self.known.numbers(output) is None:
+                continue
+            uses = output.uses()
             if uses and not output.is_graph_output() and all(use.node in gone for use in uses):
                 self.changes.append(Change(site(node), f"removed {node.op_type}", "what reads it is known ahead of time"))
             elif not (uses or output.is_graph_output()) or not has_one_place(node) or not self.put_numbers(node):

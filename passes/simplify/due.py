@@ -64,7 +64,8 @@ class Watch:
     def learnt(self) -> Where:
         """Where there may be more to do, now that inference has told more."""
         told, self._work.learnt = self._work.learnt, set()
-        return self._close_to(told | self._follow(told)) if told else told
+        known = self._work.symbolic
+        return self._close_to(told | self._follow(told if known is None else known.news(told))) if told else told
 
     def in_order(self, where: Where) -> Sequence[ir.Node] | None:
         """The same nodes in the order of the graph."""

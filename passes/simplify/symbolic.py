@@ -119,6 +119,19 @@ class Symbolic:
                 due.update(use.node for output in renewed for use in output.uses())
         return found
 
+    def news(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """Those of the nodes of whose outputs inference, which has run again, says what is not known here yet."""
+        return [node for node in nodes if not all(map(self._is_old, node.outputs))]
+
+    def _is_old(self, value: ir.Value) -> bool:
+        """Whether inference says nothing new of a value; of what may be numbered, a type may be news."""
+        dims, fact = self._dims.get(value), self._fact(value)
+        if dims is None or fact is None or len(dims) != len(fact):
+            return False
+        if any(said is not None and said is not dim and said != dim for said, dim in zip(fact, dims, strict=True)):
+            return False
+        return self._numbers.get(value) is not None or not self._may_be_numbered(value)
+
     def _is_renewed(self, value: ir.Value) -> bool:
         """Whether something else is known of a value, now that it is found out anew; not if nobody has asked yet."""
         asked_dims, asked_numbers = value in self._dims, value in self._numbers
