@@ -43,7 +43,7 @@ from .collapse import collapse_shapes
 from .constants import lift_constants
 from .control import inline_control_flow, inline_functions
 from .cse import merge_equal_nodes
-from .dead import remove_dead, remove_dead_nodes
+from .dead import remove_dead
 from .defaults import drop_defaults
 from .due import Watch, Where, together
 from .duplicates import merge_equal_initializers
@@ -99,8 +99,6 @@ class _Step:
     """Whether it may do more when more is known of types and shapes."""
     thorough: bool = False
     """Whether it leaves nothing for itself to do."""
-    late: bool = False
-    """Whether it needs to look only at what has changed from the beginning: another step looks everywhere before it."""
 
 
 class Simplify(Pass):
@@ -149,8 +147,8 @@ class Simplify(Pass):
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
         groups = self._groups()
-        watch = Watch(work)
-        due: dict[_Step, Where] = {step: set() if step.late else None for group in groups for step in group}
+        watch = Watch(work, dead=self.options.dead)
+        due: dict[_Step, Where] = {step: None for group in groups for step in group}
         for step in _in_turn(groups, due, self.options.iterations):
             work.near, due[step] = watch.in_order(due[step]) if step.local else None, set()
             done = step.run(work)
@@ -159,7 +157,7 @@ class Simplify(Pass):
             for other, there in due.items():
                 more = together(there, learnt) if other.by_facts else there
                 due[other] = more if other is step and step.thorough else together(more, changed)
-        return changes
+        return changes + watch.removed
 
     def _groups(self) -> list[list[_Step]]:
         """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes.
@@ -168,7 +166,6 @@ class Simplify(Pass):
         """
         options = self.options
         identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
-        left = _Step(remove_dead_nodes, local=True, late=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
             [(options.constants, _Step(lift_constants, local=True))],
@@ -182,9 +179,7 @@ class Simplify(Pass):
             [(options.identity, identities)],
             [
                 (options.symbolic, _Step(shapes, local=True, by_facts=True)),
-                (options.dead, left),
                 (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
-                (options.dead, left),
             ],
             [(options.zeros, _Step(drop_zero_terms, by_facts=True))],
             [(options.cse, _Step(merge_equal_nodes))],

@@ -39,16 +39,16 @@ def remove_dead(work: Work) -> list[Change]:
     return changes
 
 
-def remove_dead_nodes(work: Work) -> list[Change]:
-    """Remove dead nodes close to what has changed, and those that only they used."""
+def remove_dead_nodes(work: Work, nodes: Iterable[ir.Node]) -> list[Change]:
+    """Remove those of the nodes that are dead, and those that only they used."""
     changes: list[Change] = []
-    effects, root = _functions_with_effects(work.model), work.roots[0]
-    waiting = [*(root.nodes if work.near is None else work.near)]
+    effects, waiting = _functions_with_effects(work.model), [*nodes]
     while waiting:
         node = waiting.pop()
         if node.graph is None or not _is_dead(work, node, effects) or (work.excludes and work.excluded(site(node))):
             continue
-        changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
+        if node.op_type != "Constant":
+            changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
         waiting += [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
         remove([node])
     return changes

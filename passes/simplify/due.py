@@ -11,11 +11,14 @@ what is known of their dimensions and contents. So a change makes due
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from graphopt.contracts import Change
+
 from .contents import CONTENTS
+from .dead import remove_dead_nodes
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 
@@ -33,33 +36,48 @@ def together(a: Where, b: Where) -> Where:
 
 
 class Watch:
-    """The model as it was when somebody last asked what has changed."""
+    """The model as it was when somebody last asked what has changed.
 
-    def __init__(self, work: Work) -> None:
+    What a step leaves without a reader is removed at once, if the user wants that: no other step needs to look at it.
+    """
+
+    def __init__(self, work: Work, *, dead: bool) -> None:
         self._work = work
+        self._dead = dead
         self._inputs: dict[ir.Node, Sequence[ir.Value | None]] = {}
-        self._homes: dict[ir.Node, ir.Graph | ir.Function | None] = {}
+        self._homes: dict[ir.Node, ir.Graph] = {}
+        self.removed: list[Change] = []
+        """What was removed."""
         self._note()
 
     def _note(self) -> None:
-        branches = self._work.branches
         self._work.changed()
-        self._inputs = {node: node.inputs for root in self._work.roots for node in root.nodes}
-        self._homes = {node: node.graph for node in self._inputs} if branches else {}
+        self._homes = {node: home for root in self._work.roots for node, home in root.homes.items()}
+        self._inputs = {node: node.inputs for node in self._homes}
 
     def changed(self) -> set[ir.Node]:
         """Where there may be more to do, now that a step has changed the model."""
         before, homes = self._inputs, self._homes
         self._note()
-        touched = {node for node, inputs in self._inputs.items() if before.get(node) is not inputs}
-        touched.update(node for node, home in self._homes.items() if homes.get(node) is not home)
-        gone = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
-        front = {*touched}
-        for value in {value for inputs in (*gone, *(node.inputs for node in touched)) for value in inputs}:
-            producer = None if value is None else value.producer()
-            if value is not None and producer is not None:
-                front |= {producer, *(use.node for use in value.uses())}
+        touched, read = self._since(before, homes)
+        if self._dead and (dead := remove_dead_nodes(self._work, [*touched, *read.values()])):
+            self.removed += dead
+            self._note()
+            touched, read = self._since(before, homes)
+        front = {*touched, *read.values(), *(use.node for value in read for use in value.uses())}
         return self._close_to(front | self._follow(touched))
+
+    def _since(
+        self, before: Mapping[ir.Node, Sequence[ir.Value | None]], homes: Mapping[ir.Node, ir.Graph]
+    ) -> tuple[list[ir.Node], dict[ir.Value, ir.Node]]:
+        """The nodes that changed since then, and the values that these read, or read before, with what gives them."""
+        touched = [node for node, inputs in self._inputs.items() if before.get(node) is not inputs]
+        read = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
+        if self._work.branching:
+            touched += [node for node, home in self._homes.items() if homes.get(node) is not home]
+        read += [node.inputs for node in touched]
+        values = dict.fromkeys(value for inputs in read for value in inputs if value is not None)
+        return touched, {value: node for value in values if (node := value.producer()) is not None}
 
     def learnt(self) -> Where:
         """Where there may be more to do, now that inference has told more."""

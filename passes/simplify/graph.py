@@ -6,7 +6,7 @@ in If, Loop and Scan, where a value of an outer graph may be used (captured) at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt import walk
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
-from graphopt.model.weights import graphs
+from graphopt.model.weights import listed
 from graphopt.shapes import Facts, shape_of
 from graphopt.walk import defined, subgraphs
 
@@ -31,20 +31,37 @@ class Root:
     opsets: Mapping[str, int]
     initializers: bool
     """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
-    branches: bool
-    """Whether there may be subgraphs."""
+    branching: Set[ir.Node]
+    """The nodes that have subgraphs, and some that are gone."""
     taken: dict[tuple[ir.Graph, str], set[str]]
     """The names of all values and of all nodes that there have been since they were first asked for."""
 
     @cached_property
+    def homes(self) -> Mapping[ir.Node, ir.Graph]:
+        """Every node, each before those of its subgraphs, with the graph that it was in when a step first asked."""
+        homes: dict[ir.Node, ir.Graph] = {}
+        self._list(self.graph, homes)
+        return homes
+
+    @cached_property
     def nodes(self) -> Sequence[ir.Node]:
         """Every node, each before those of its subgraphs, as they were when a step first asked."""
-        return [*(walk.nodes(self.graph) if self.branches else self.graph)]
+        return [*self.homes]
 
     @cached_property
     def graphs(self) -> Sequence[ir.Graph]:
         """The graph and all its subgraphs, each before its own."""
-        return [self.graph, *(graph for node in self.nodes if self.branches for graph in subgraphs(node))]
+        return [self.graph, *(graph for node in self.nodes if node in self.branching for graph in subgraphs(node))]
+
+    def _list(self, graph: ir.Graph, homes: dict[ir.Node, ir.Graph]) -> None:
+        found = [*graph]
+        if self.branching.isdisjoint(found):
+            homes.update(dict.fromkeys(found, graph))
+            return
+        for node in found:
+            homes[node] = graph
+            for subgraph in subgraphs(node) if node in self.branching else ():
+                self._list(subgraph, homes)
 
     @property
     def names(self) -> set[str]:
@@ -114,21 +131,20 @@ class Work:
         return annotated_names(self.model) if self._has_annotations else set()
 
     @cached_property
-    def branches(self) -> bool:
-        """Whether there are subgraphs, in functions too; no step makes a new one."""
-        return any(subgraphs(node) for graph in graphs(self.model) for node in graph)
+    def branching(self) -> Set[ir.Node]:
+        """The nodes that have subgraphs, in functions too, and some that are gone; no step makes a new one."""
+        return {node for _, nodes in listed(self.model) for node in nodes if subgraphs(node)}
 
     @cached_property
     def roots(self) -> Sequence[Root]:
         """The main graph and the functions."""
-        model, shared = self.model, (self.branches, self._taken)
+        model, shared = self.model, (self.branching, self._taken)
         main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT, *shared)
         return [main, *(Root(f.graph, f.opset_imports, False, *shared) for f in model.functions.values())]
 
     def changed(self) -> None:
         """Take note that a step has changed the model."""
-        for stale in ("roots", "branches") if self.branches else ("roots",):
-            self.__dict__.pop(stale, None)
+        self.__dict__.pop("roots", None)
         self._operators.clear()
         self.inferred = False
 
