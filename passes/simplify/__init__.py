@@ -24,7 +24,7 @@ Each module opens with its algebra and the conditions under which it is exact. `
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -126,7 +126,8 @@ class Simplify(Pass):
 
         weights = weight_bytes(model)
         growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
-        work = Work(model, excluded, weight_limit=weights + allowance(model, growth), excludes=bool(patterns))
+        spare = allowance(model, growth)
+        work = Work(model, excluded, weights + spare, spare, excludes=bool(patterns))
         changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
         if self.options.defaults:
             changes += drop_defaults(model)
@@ -146,17 +147,31 @@ class Simplify(Pass):
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
+        changed_by: list[_Step] = []
         groups = self._groups()
         watch = Watch(work, dead=self.options.dead)
         due: dict[_Step, Where] = {step: None for group in groups for step in group}
-        for step in _in_turn(groups, due, self.options.iterations):
+
+        def is_due(step: _Step) -> bool:
+            """Whether to run a step; what has changed is not sorted out for one that looks everywhere anyway."""
+            if changed_by and (due[step] is not None or work.symbolic is not None):
+                changed = watch.changed()
+                for other, there in due.items():
+                    if not other.thorough or changed_by != [other]:
+                        due[other] = together(there, changed)
+                changed_by.clear()
+            return due[step] != set()
+
+        for step in _in_turn(groups, is_due, self.options.iterations):
             work.near, due[step] = watch.in_order(due[step]) if step.local else None, set()
             done = step.run(work)
             changes += done
-            changed, learnt = watch.changed() if done else set(), watch.learnt()
+            if done:
+                changed_by.append(step)
+                work.changed()
+            learnt = watch.learnt()
             for other, there in due.items():
-                more = together(there, learnt) if other.by_facts else there
-                due[other] = more if other is step and step.thorough else together(more, changed)
+                due[other] = together(there, learnt) if other.by_facts else there
         return changes + watch.removed
 
     def _groups(self) -> list[list[_Step]]:
@@ -188,15 +203,15 @@ class Simplify(Pass):
         return [[step for chosen, step in group if chosen] for group in groups]
 
 
-def _in_turn(groups: list[list[_Step]], due: Mapping[_Step, Where], most: int) -> Iterator[_Step]:
-    """The steps that are due, until none is; all of them, and a group that is due in known places, ``most`` times at most."""
+def _in_turn(groups: list[list[_Step]], is_due: Callable[[_Step], bool], most: int) -> Iterator[_Step]:
+    """The steps that are due, until none is; all of them, and a group of several, ``most`` times at most."""
     for _ in range(most):
         for group in groups:
             for _ in range(most):
-                yield from (step for step in group if due[step] != set())
-                if len(group) == 1 or not any(due[step] for step in group):
+                yield from filter(is_due, group)
+                if len(group) == 1 or not any(map(is_due, group)):
                     break
-        if all(there == set() for there in due.values()):
+        if not any(is_due(step) for group in groups for step in group):
             break
 
 

@@ -31,7 +31,6 @@ import onnx_ir as ir
 
 from graphopt.contracts import Array, Change
 from graphopt.graphs import constant, site
-from graphopt.shapes import subgraphs
 
 from .contents import CONTENTS, slice_of
 from .dims import Dim, Poly
@@ -98,9 +97,8 @@ class Collapse:
         """``seen``: values by their contents; ``sources``: parts of values' shapes. What a subgraph adds, only it sees."""
         for value in graph.inputs:
             self.add_source(value, sources)
-        branches = bool(self.root.graphs[1:])
         for node in graph:
-            for subgraph in subgraphs(node) if branches else ():
+            for subgraph in self.root.subgraphs.get(node, ()):
                 self.visit(subgraph, seen.new_child(), sources.new_child(), near)
             op_type = node.op_type
             if op_type not in _VISITED or not self.work.is_operator(node) or not has_one_place(node):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -100,10 +101,21 @@ def _is_recursive(model: ir.Model) -> bool:
 
 @dataclass(frozen=True)
 class _Names:
-    """How often a name is used in a root, also where one hides the other."""
+    """How often a name is used in a root, also where one hides the other; counted when the first subgraph is taken apart."""
 
-    values: Counter[str | None]
-    nodes: Counter[str | None]
+    root: Root
+
+    @cached_property
+    def values(self) -> Counter[str | None]:
+        """Those of values."""
+        names = [value.name for graph in self.root.graphs for value in defined(graph)]
+        self.root.names.update(name for name in names if name)  # now: what is being moved is in no graph for a while
+        return Counter(names)
+
+    @cached_property
+    def nodes(self) -> Counter[str | None]:
+        """Those of nodes."""
+        return Counter(node.name for node in self.root.nodes)
 
     def new_node(self, name: str) -> str:
         """``name`` with a number that makes it new."""
@@ -118,15 +130,7 @@ def inline_control_flow(work: Work) -> list[Change]:
     """Take apart If and Loop in every graph."""
     changes: list[Change] = []
     for root in work.roots:
-        found = [*work.operators(root, {"If", "Loop"})]
-        if not found:
-            continue
-        values = [value.name for graph in root.graphs for value in defined(graph)]
-        root.names.update(name for name in values if name)  # now: what is being moved is in no graph for a while
-        names = _Names(
-            Counter(values),
-            Counter(node.name for node in root.nodes),
-        )
+        found, names = [*work.operators(root, {"If", "Loop"})], _Names(root)
         for node in reversed(found):  # inner ones first
             why = _if(work, root, node, names) if node.op_type == "If" else _loop(root, node, names)
             if why is not None:
@@ -210,19 +214,19 @@ def _has_places(root: Root, node: ir.Node, graph: ir.Graph) -> bool:
 
 def _move(root: Root, node: ir.Node, graph: ir.Graph, bound: Mapping[ir.Value, ir.Value], names: _Names) -> list[ir.Value]:
     """Move what is in a subgraph before its node, inputs replaced as ``bound`` says; what became of its outputs."""
-    home = node.graph
+    home, taken = node.graph, names.values
     assert home is not None
     results = [bound.get(value, value) for value in graph.outputs]
     graph.outputs.clear()
     for value, new in bound.items():
         value.replace_all_uses_with(new)
-        names.values[value.name] -= 1
+        taken[value.name] -= 1
     moved, initializers = [*graph], [*graph.initializers.values()]
     graph.remove(moved)
     graph.initializers.clear()
     for value in (*initializers, *(output for inner in moved for output in inner.outputs)):
-        if value.name and names.values[value.name] > 1:
-            names.values[value.name] -= 1
+        if value.name and taken[value.name] > 1:
+            taken[value.name] -= 1
             if value.const_value is not None:
                 value.const_value = own(value.const_value)
             value.name = root.new_name(value.name)

@@ -23,7 +23,6 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import site
 from graphopt.model.weights import tensor_bytes
-from graphopt.shapes import subgraphs
 
 from .graph import Root, Work, can_replace, remove, replace
 
@@ -47,7 +46,7 @@ def merge_equal_nodes(work: Work) -> list[Change]:
 
 def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[Change]) -> None:
     for node in graph:
-        inner = subgraphs(node) if root.graphs[1:] else ()
+        inner = root.subgraphs.get(node, ())
         for subgraph in inner:
             _merge(work, root, subgraph, (*seen, {}), changes)
         alike = _first(seen, (node.op_type, *map(id, node.inputs)), node)  # nearly all nodes differ in this already

@@ -18,7 +18,6 @@ import onnx_ir as ir
 from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import site
-from graphopt.walk import subgraphs
 
 from .graph import Root, Work, remove
 
@@ -39,35 +38,38 @@ def remove_dead(work: Work) -> list[Change]:
     return changes
 
 
-def remove_dead_nodes(work: Work, nodes: Iterable[ir.Node]) -> list[Change]:
-    """Remove those of the nodes that are dead, and those that only they used."""
-    changes: list[Change] = []
+def remove_dead_nodes(work: Work, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """Remove those of the nodes that are dead, and those that only they used: all that went."""
+    dead: list[ir.Node] = []
     effects, waiting = _functions_with_effects(work.model), [*nodes]
     while waiting:
         node = waiting.pop()
         if node.graph is None or not _is_dead(work, node, effects) or (work.excludes and work.excluded(site(node))):
             continue
-        if node.op_type != "Constant":
-            changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
         waiting += [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
         remove([node])
-    return changes
+        dead.append(node)
+    return dead
+
+
+def removals(dead: Iterable[ir.Node]) -> list[Change]:
+    """What is said of nodes that were removed because nothing uses them."""
+    why = "nothing uses its outputs"
+    return [Change(site(node), f"removed {node.op_type}", why) for node in dead if node.op_type != "Constant"]
 
 
 def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
-    branches = bool(root.graphs[1:])
     for node in reversed(graph):
         if work.excludes and work.excluded(site(node)):
             continue
         if _is_dead(work, node, effects):
-            if node.op_type != "Constant":
-                changes.append(Change(site(node), f"removed {node.op_type}", "nothing uses its outputs"))
+            changes += removals([node])
             remove([node])
             continue
         if node.op_type in _OPTIONAL_OUTPUTS and work.is_operator(node):
             changes += _drop_outputs(node)
-        for subgraph in subgraphs(node) if branches else ():
+        for subgraph in root.subgraphs.get(node, ()):
             _sweep(work, root, subgraph, effects, changes)
 
 

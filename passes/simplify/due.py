@@ -11,14 +11,16 @@ what is known of their dimensions and contents. So a change makes due
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import onnx_ir as ir
 
+from graphopt import walk
 from graphopt.contracts import Change
 
 from .contents import CONTENTS
-from .dead import remove_dead_nodes
+from .dead import removals, remove_dead_nodes
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 
@@ -48,36 +50,40 @@ class Watch:
         self._homes: dict[ir.Node, ir.Graph] = {}
         self.removed: list[Change] = []
         """What was removed."""
+        work.changed()
         self._note()
 
     def _note(self) -> None:
-        self._work.changed()
-        self._homes = {node: home for root in self._work.roots for node, home in root.homes.items()}
+        self._homes = {}
+        for root in self._work.roots:
+            self._homes.update(root.homes)
         self._inputs = {node: node.inputs for node in self._homes}
 
     def changed(self) -> set[ir.Node]:
-        """Where there may be more to do, now that a step has changed the model."""
+        """Where there may be more to do, now that steps have changed the model."""
         before, homes = self._inputs, self._homes
         self._note()
-        touched, read = self._since(before, homes)
-        if self._dead and (dead := remove_dead_nodes(self._work, [*touched, *read.values()])):
-            self.removed += dead
-            self._note()
-            touched, read = self._since(before, homes)
-        front = {*touched, *read.values(), *(use.node for value in read for use in value.uses())}
-        return self._close_to(front | self._follow(touched))
-
-    def _since(
-        self, before: Mapping[ir.Node, Sequence[ir.Value | None]], homes: Mapping[ir.Node, ir.Graph]
-    ) -> tuple[list[ir.Node], dict[ir.Value, ir.Node]]:
-        """The nodes that changed since then, and the values that these read, or read before, with what gives them."""
-        touched = [node for node, inputs in self._inputs.items() if before.get(node) is not inputs]
+        touched = dict.fromkeys(node for node, inputs in self._inputs.items() if before.get(node) is not inputs)
+        if self._work.subgraphs:
+            touched |= dict.fromkeys(node for node, home in self._homes.items() if homes.get(node) is not home)
         read = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
-        if self._work.branching:
-            touched += [node for node, home in self._homes.items() if homes.get(node) is not home]
-        read += [node.inputs for node in touched]
-        values = dict.fromkeys(value for inputs in read for value in inputs if value is not None)
-        return touched, {value: node for value in values if (node := value.producer()) is not None}
+        values = dict.fromkeys(chain(*read, *(node.inputs for node in touched)))
+        for node in self._without_dead([*touched, *_producers(values)]) if self._dead else ():
+            values |= dict.fromkeys(before.get(node, ()))
+            touched.pop(node, None)
+        readers = {use.node for value in values if value is not None and value.producer() for use in value.uses()}
+        return self._close_to({*touched, *_producers(values), *readers} | self._follow(touched))
+
+    def _without_dead(self, nodes: Iterable[ir.Node]) -> Sequence[ir.Node]:
+        """Remove those of the nodes that are dead, and what only they used: all nodes that are gone now."""
+        dead = remove_dead_nodes(self._work, nodes)
+        self.removed += removals(dead)
+        inner = [node for outer in dead for graph in self._work.subgraphs.get(outer, ()) for node in walk.nodes(graph)]
+        for homes in (self._homes, *(root.homes for root in self._work.roots)):
+            for node in (*dead, *inner):
+                homes.pop(node, None)
+                self._inputs.pop(node, None)
+        return [*dead, *inner]
 
     def learnt(self) -> Where:
         """Where there may be more to do, now that inference has told more."""
@@ -102,3 +108,8 @@ class Watch:
             near |= front
             past = {node for node in front if node.op_type in _LOOKED_PAST}
         return near
+
+
+def _producers(values: Iterable[ir.Value | None]) -> dict[ir.Node, None]:
+    """The nodes that give the values."""
+    return dict.fromkeys(node for value in values if value is not None and (node := value.producer()) is not None)

@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.model.weights import tensor_bytes
-from graphopt.shapes import subgraphs
 
 from .graph import Work
 from .moved import MovedTensor
@@ -39,7 +38,7 @@ def merge_equal_initializers(work: Work) -> list[Change]:
             work.compared[value] = known
     if not new:
         return []
-    parents = {inner: node.graph for node in root.nodes for inner in subgraphs(node)} if root.graphs[1:] else {}
+    parents = {inner: home for node, home in root.homes.items() for inner in root.subgraphs.get(node, ())}
     kept = work.annotated_names()
     changes = []
     for group in _groups(work.compared, new):

@@ -14,20 +14,16 @@ one tensor at a time (``moved.py``). Operators that calculate are computed at on
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.graphs import constant, constant_tensor, is_overridable, site
-from graphopt.model import weight_bytes
 from graphopt.model.weights import tensor_bytes
 
 from . import growth
@@ -58,8 +54,7 @@ def fold_constants(work: Work) -> list[Change]:
         folded = _evaluate_all(work, root)
         if not folded.reasons:
             continue
-        allowed = max(0, work.weight_limit - weight_bytes(work.model))
-        choice = growth.choose([*folded.reasons], folded.tensors, folded.identity, allowed)
+        choice = growth.choose([*folded.reasons], folded.tensors, folded.identity, work.room)
         if choice.left_out:
             growth.note_limit(work.model)
         for node, size in choice.left_out.items():
@@ -81,6 +76,10 @@ class _Folded:
     homes: dict[ir.Value, ir.Graph] = field(default_factory=dict)
     """The graph where a value would be a constant."""
     reasons: dict[ir.Node, str] = field(default_factory=dict)
+    firsts: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """What ``identity`` has found."""
+    alike: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
+    """Different values, by graph, type, shape and first bytes."""
     memory: int = 0
     """Bytes of the tensors that have been computed."""
 
@@ -115,26 +114,22 @@ class _Folded:
         alike = len({*homes.values()}) == 1
         return homes[next(iter(homes)) if alike else max(homes, key=lambda value: tensor_bytes(known[value]))]
 
-    def identity(self, value: ir.Value) -> Hashable:
-        """Equal for values that can be one constant: the same bytes, in the same graph."""
-        tensor, start = self.tensors[value], self.starts.get(value)
-        if start is None or self.alike[start] < 2:
+    def identity(self, value: ir.Value) -> ir.Value:
+        """The first of the values that can be one constant: the same bytes, in the same graph."""
+        if value not in self.firsts:
+            self.firsts[value] = self._first(value, self.tensors[value])
+        return self.firsts[value]
+
+    def _first(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        if isinstance(tensor, MovedTensor):
             return value
-        return start, hashlib.blake2b(tensor.tobytes(), digest_size=32).digest()
-
-    @cached_property
-    def starts(self) -> dict[ir.Value, Hashable]:
-        """Where each value would be a constant, its type, its shape and its first bytes."""
-        return {
-            value: (self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().flat[:_START].tobytes())
-            for value, tensor in self.tensors.items()
-            if not isinstance(tensor, MovedTensor)
-        }
-
-    @cached_property
-    def alike(self) -> Counter[Hashable]:
-        """How many values have the same start: only these need to be compared."""
-        return Counter(self.starts.values())
+        start = self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().flat[:_START].tobytes()
+        alike = self.alike.setdefault(start, [])
+        for other in alike:
+            if tensor.size <= _START or self.tensors[other].tobytes() == tensor.tobytes():
+                return other
+        alike.append(value)
+        return value
 
 
 def _evaluate_all(work: Work, root: Root) -> _Folded:

@@ -6,7 +6,7 @@ in If, Loop and Scan, where a value of an outer graph may be used (captured) at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt import walk
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
-from graphopt.model.weights import listed
+from graphopt.model.weights import listed, weight_bytes
 from graphopt.shapes import Facts, shape_of
 from graphopt.walk import defined, subgraphs
 
@@ -31,13 +31,13 @@ class Root:
     opsets: Mapping[str, int]
     initializers: bool
     """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
-    branching: Set[ir.Node]
-    """The nodes that have subgraphs, and some that are gone."""
+    subgraphs: Mapping[ir.Node, Sequence[ir.Graph]]
+    """Those of each node that has some, and of nodes that are gone."""
     taken: dict[tuple[ir.Graph, str], set[str]]
     """The names of all values and of all nodes that there have been since they were first asked for."""
 
     @cached_property
-    def homes(self) -> Mapping[ir.Node, ir.Graph]:
+    def homes(self) -> dict[ir.Node, ir.Graph]:
         """Every node, each before those of its subgraphs, with the graph that it was in when a step first asked."""
         homes: dict[ir.Node, ir.Graph] = {}
         self._list(self.graph, homes)
@@ -51,16 +51,18 @@ class Root:
     @cached_property
     def graphs(self) -> Sequence[ir.Graph]:
         """The graph and all its subgraphs, each before its own."""
-        return [self.graph, *(graph for node in self.nodes if node in self.branching for graph in subgraphs(node))]
+        if self.subgraphs.keys().isdisjoint(self.homes):
+            return [self.graph]
+        return [self.graph, *(graph for node in self.homes for graph in self.subgraphs.get(node, ()))]
 
     def _list(self, graph: ir.Graph, homes: dict[ir.Node, ir.Graph]) -> None:
         found = [*graph]
-        if self.branching.isdisjoint(found):
+        if self.subgraphs.keys().isdisjoint(found):
             homes.update(dict.fromkeys(found, graph))
             return
         for node in found:
             homes[node] = graph
-            for subgraph in subgraphs(node) if node in self.branching else ():
+            for subgraph in self.subgraphs.get(node, ()):
                 self._list(subgraph, homes)
 
     @property
@@ -103,6 +105,8 @@ class Work:
     """Whether the user asked to leave the node or the initializer of this name alone."""
     weight_limit: int
     """The bytes that all weights may have in the end."""
+    spare: int = 0
+    """By how many bytes they may still grow at least, but for the little that steps other than ``fold`` add."""
     facts: Facts = field(default_factory=dict)
     """What is known of types and shapes; stays right while the graph is rewired."""
     declined: dict[ir.Node, str] = field(default_factory=dict)
@@ -120,7 +124,6 @@ class Work:
     symbolic: Symbolic | None = None
     """What is known of the main graph as it is, when a step has asked."""
     _taken: dict[tuple[ir.Graph, str], set[str]] = field(default_factory=dict)
-    _operators: dict[ir.Graph, list[tuple[str, ir.Node]]] = field(default_factory=dict)
 
     @cached_property
     def _has_annotations(self) -> bool:
@@ -131,37 +134,41 @@ class Work:
         return annotated_names(self.model) if self._has_annotations else set()
 
     @cached_property
-    def branching(self) -> Set[ir.Node]:
-        """The nodes that have subgraphs, in functions too, and some that are gone; no step makes a new one."""
-        return {node for _, nodes in listed(self.model) for node in nodes if subgraphs(node)}
+    def subgraphs(self) -> Mapping[ir.Node, Sequence[ir.Graph]]:
+        """Those of each node that has some, in functions too, and of nodes that are gone; no step makes a new one."""
+        return {node: inner for _, nodes in listed(self.model) for node in nodes if (inner := subgraphs(node))}
 
     @cached_property
     def roots(self) -> Sequence[Root]:
         """The main graph and the functions."""
-        model, shared = self.model, (self.branching, self._taken)
+        model, shared = self.model, (self.subgraphs, self._taken)
         main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT, *shared)
         return [main, *(Root(f.graph, f.opset_imports, False, *shared) for f in model.functions.values())]
 
     def changed(self) -> None:
         """Take note that a step has changed the model."""
         self.__dict__.pop("roots", None)
-        self._operators.clear()
         self.inferred = False
+
+    def room(self, wanted: int) -> int:
+        """By how many bytes the weights may grow; they are counted only where ``wanted``, which is taken, may not fit."""
+        if 2 * wanted > self.spare:
+            self.spare = max(0, self.weight_limit - weight_bytes(self.model))
+        found = self.spare
+        self.spare -= max(0, min(wanted, found))
+        return found
 
     def operators(self, root: Root, op_types: Container[str]) -> Iterator[ir.Node]:
         """The nodes of these types that may be rewritten, in order, but for those that are removed on the way."""
-        if self.near is not None:
-            here = {*root.nodes} if self.model.functions else None
-            chosen = [node for node in self.near if node.op_type in op_types and (here is None or node in here)]
-            return (node for node in chosen if node.graph is not None and self.is_operator(node))
-        listed = self._operators.get(root.graph)
-        if listed is None:
-            listed = [(node.op_type, node) for node in root.nodes if node.domain == ""]
-            if self.excludes or self.model.functions:
-                listed = [(op_type, node) for op_type, node in listed if self.is_operator(node)]
-            self._operators[root.graph] = listed
-        chosen = [node for op_type, node in listed if op_type in op_types]
+        where = root.nodes if self.near is None else self.near
+        if self.near is not None and self.model.functions:
+            where = [node for node in where if node in root.homes]
+        chosen = [node for node in where if self._kinds[node] in op_types]
         return (node for node in chosen if node.graph is not None)
+
+    @cached_property
+    def _kinds(self) -> Mapping[ir.Node, str | None]:
+        return _Kinds(self)
 
     def is_operator(self, node: ir.Node) -> bool:
         """Whether the node is one of ONNX's own operators that may be rewritten: no function call, not excluded."""
@@ -193,6 +200,19 @@ class Work:
         """Whether a tensor has the type and the dimensions that are known of a value."""
         dtype, dims = self.dtype(value), self.dims(value)
         return dtype in {None, tensor.dtype} and (dims is None or dims == tuple(tensor.shape.numpy()))
+
+
+class _Kinds(dict[ir.Node, str | None]):
+    """The types of operators that may be rewritten, and None for other nodes; found out when it is first asked."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+        self._plain = not work.excludes and not work.model.functions
+
+    def __missing__(self, node: ir.Node) -> str | None:
+        kind = self[node] = node.op_type if node.domain == "" and (self._plain or self._work.is_operator(node)) else None
+        return kind
 
 
 def output_position(value: ir.Value) -> int | None:

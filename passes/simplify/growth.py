@@ -53,7 +53,7 @@ def choose(
     candidates: Sequence[ir.Node],
     tensors: Mapping[ir.Value, ir.TensorProtocol],
     identity: Callable[[ir.Value], Hashable],
-    allowed: int,
+    room: Callable[[int], int],
 ) -> Choice:
     """Choose the nodes to compute ahead of time.
 
@@ -61,7 +61,7 @@ def choose(
         candidates: Nodes whose outputs are known, sorted.
         tensors: The tensor of each of their outputs.
         identity: Equal for outputs that can be written as one constant.
-        allowed: By how many bytes the weights may grow.
+        room: By how many bytes the weights may grow, if so many are wanted.
     """
     chosen = dict.fromkeys(candidates)
     left_out: dict[ir.Node, int] = {}
@@ -71,7 +71,9 @@ def choose(
             groups.setdefault(identity(value), []).append(value)
         dying = _dying(chosen)
         size = {key: tensor_bytes(tensors[values[0]]) for key, values in groups.items()}
-        if sum(size.values()) - sum(dying.values()) <= allowed:
+        grown = sum(size.values()) - sum(dying.values())
+        allowed = room(grown)
+        if grown <= allowed:
             return Choice(chosen, [*groups.values()], left_out)
         growth = {key: size[key] - _behind(values, chosen, dying) for key, values in groups.items()}
         for key in _too_much(growth, size, allowed):
