@@ -99,6 +99,10 @@ class _Step:
     """Whether it may do more when more is known of types and shapes."""
     thorough: bool = False
     """Whether it leaves nothing for itself to do."""
+    infers: bool = False
+    """Whether it asks inference."""
+    neutral: bool = False
+    """Whether inference says the same after it of all that is left."""
 
 
 class Simplify(Pass):
@@ -147,28 +151,28 @@ class Simplify(Pass):
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
-        changed_by: list[_Step] = []
-        groups = self._groups()
-        watch = Watch(work, dead=self.options.dead)
+        groups, watch = self._groups(), Watch(work, dead=self.options.dead)
         due: dict[_Step, Where] = {step: None for group in groups for step in group}
+        behind: set[_Step] = set()  # these have not seen the last change, of which is not known yet where it is
 
         def is_due(step: _Step) -> bool:
-            """Whether to run a step; what has changed is not sorted out for one that looks everywhere anyway."""
-            if changed_by and (due[step] is not None or work.symbolic is not None):
+            """Whether to run a step; where the model has changed does not matter to one that looks everywhere anyway."""
+            if behind and (due[step] is not None or work.symbolic is not None):
                 changed = watch.changed()
-                for other, there in due.items():
-                    if not other.thorough or changed_by != [other]:
-                        due[other] = together(there, changed)
-                changed_by.clear()
+                for other in behind:
+                    due[other] = together(due[other], changed)
+                behind.clear()
             return due[step] != set()
 
         for step in _in_turn(groups, is_due, self.options.iterations):
+            behind.discard(step)
             work.near, due[step] = watch.in_order(due[step]) if step.local else None, set()
             done = step.run(work)
             changes += done
             if done:
-                changed_by.append(step)
-                work.changed()
+                work.changed(neutral=step.neutral)
+                behind.update(other for other in due if not (step.neutral and other.infers))
+                behind.difference_update([step] if step.thorough else [])
             learnt = watch.learnt()
             for other, there in due.items():
                 due[other] = together(there, learnt) if other.by_facts else there
@@ -180,16 +184,16 @@ class Simplify(Pass):
         Those of a group are repeated before others run: each makes the next one due close to what it changed, and nowhere else.
         """
         options = self.options
-        identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True)
+        identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True, neutral=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
             [(options.constants, _Step(lift_constants, local=True))],
             [(options.dead, dead)],
-            [(options.dedupe, _Step(merge_equal_initializers))],
+            [(options.dedupe, _Step(merge_equal_initializers, neutral=True))],
             [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy
             [(options.fold, _Step(fold_constants, local=True, by_facts=True))],  # first what needs no inference: sizes, pads
             [(options.inline, control)],  # what is decided by now need not be inferred
-            [(True, _Step(learn))],
+            [(True, _Step(learn, infers=True))],
             [(options.inline, control)],
             [(options.identity, identities)],
             [

@@ -145,10 +145,10 @@ class Work:
         main = Root(model.graph, model.opset_imports, (model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT, *shared)
         return [main, *(Root(f.graph, f.opset_imports, False, *shared) for f in model.functions.values())]
 
-    def changed(self) -> None:
-        """Take note that a step has changed the model."""
+    def changed(self, *, neutral: bool = False) -> None:
+        """Take note that a step has changed the model; ``neutral``: inference says the same of all that is left."""
         self.__dict__.pop("roots", None)
-        self.inferred = False
+        self.inferred &= neutral
 
     def room(self, wanted: int) -> int:
         """By how many bytes the weights may grow; they are counted only where ``wanted``, which is taken, may not fit."""
