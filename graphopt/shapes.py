@@ -21,7 +21,7 @@ from .graphs import constant
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, nodes, subgraphs
 
-__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs", "tells_more"]
+__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
@@ -95,15 +95,6 @@ def _is_same(before: list[object], now: list[object]) -> bool:
 def is_known(known: ir.TypeAndShape | None) -> bool:
     """Whether of a value everything is known: its type, and of each dimension the size or a symbol."""
     return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
-
-
-def tells_more(found: Facts, known: Facts) -> bool:
-    """Whether facts tell of some value what was not known before."""
-    return any(
-        value not in known or (known[value].shape != fact.shape and not is_known(known[value]))
-        for value, fact in found.items()
-        if not value.is_initializer()
-    )
 
 
 def _is_overridable(value: ir.Value, model: ir.Model) -> bool:

@@ -32,7 +32,7 @@ from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
-from graphopt.shapes import are_fixed, infer, keep, tells_more
+from graphopt.shapes import infer, keep
 
 from .activation import use_gelu, use_hard_swish
 from .affine import fold_affine
@@ -103,6 +103,8 @@ class Fuse(Pass):
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Apply the rules until none of them changes anything; last come the places that were left alone, and why.
 
+        Almost every rule leaves all values as they were, and inference would tell the same of them: it is not run again.
+
         The main graph and its subgraphs are covered; bodies of functions are not, their values have no one shape. The bytes of
         all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
         """
@@ -117,23 +119,19 @@ class Fuse(Pass):
         work = Work(model, excluded, infer(model), growth, context.target.slow_kernels, context.target.runtime)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
-        current = True  # whether the facts are what inference says of the graph as it is
         for _ in range(_SWEEPS):
             left = {}
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
             changes += done
-            current = current and not done
             if done:
                 continue
-            if current or work.knows_all():
+            if not work.tells_more:
                 break
-            known, work.facts, current = work.facts, infer(model, work.facts), True
-            if not tells_more(work.facts, known):
-                break
+            work.facts, work.tells_more = infer(model, work.facts), False
         if changes:
             work.drop_unused()
         changes += write_values_last(work)
-        if current or are_fixed(model, work.facts):
+        if not work.tells_more:
             keep(model, work.facts)
         if self.options.contrib:
             changes += use_contrib(model, context)

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
-from graphopt.shapes import Facts, defined, is_known, subgraphs
+from graphopt.shapes import Facts, defined, subgraphs
 
 _MANY = 8
 """What more nodes than these read is taken to be needed; listing them again and again would take too long."""
@@ -49,6 +49,8 @@ class Work:
     """The name of the runtime that the model is for."""
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
+    tells_more: bool = False
+    """Whether inference may tell more than the facts by now; a rule says so after which it does not tell what it told before."""
 
     @cached_property
     def fixed(self) -> set[str]:
@@ -93,10 +95,6 @@ class Work:
         """The element type of a tensor, where it is known for certain."""
         known = None if value is None else self.facts.get(value)
         return known.type.dtype if known is not None and isinstance(known.type, ir.TensorType) else None
-
-    def knows_all(self) -> bool:
-        """Whether there is nothing more to learn of types and shapes."""
-        return all(is_known(self.facts.get(o)) for n in walk.nodes(self.model.graph) for o in n.outputs if o.name)
 
     def shape(self, value: ir.Value | None) -> ir.Shape | None:
         """The shape of a tensor, where at least its rank is known for certain."""

@@ -14,7 +14,7 @@ from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
 from .affine import operand_index
-from .graph import Work
+from .graph import FLOATS, Work
 from .whole import ends_kernel
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
@@ -39,6 +39,7 @@ def remove_neutral(work: Work, node: ir.Node) -> Change | None:
     if ends_kernel(work, node):
         return None
     change = Change(site(node), f"removed {node.op_type}", f"its constant is {_NEUTRAL[node.op_type]} everywhere")
+    work.tells_more |= work.dtype(x) not in FLOATS  # inference follows the contents of shapes, through few operators
     work.replace(node.outputs[0], x)
     work.remove_dead(node)
     return change

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.graphs import is_overridable, site
+from graphopt.shapes import is_known
 
 from .graph import Work, attribute, declined, ints, number
 
@@ -52,6 +53,7 @@ def fold_pad(work: Work, pad: ir.Node) -> Change | None:
         if one.node.op_type == "AveragePool":
             one.node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
         one.node.replace_input_with(0, pad.inputs[0])
+    work.tells_more |= not is_known(work.facts.get(pad.outputs[0]))  # behind a Pad, inference knows no batch of any size
     done = Change(site(pad), what, "these operators pad by themselves")
     work.remove_dead(pad)
     return done

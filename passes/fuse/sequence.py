@@ -40,7 +40,7 @@ def split_without_sequence(work: Work, node: ir.Node) -> Change | None:
     if len(at_outputs) != len({*at_outputs}):
         return None  # one part cannot be two outputs
     change = Change(site(node), what, "it gives the parts as tensors")
-    split = _split(work, node, sizes)
+    split, work.tells_more = _split(work, node, sizes), True
     for reader, position in zip(readers, positions, strict=True):
         part, old = split.outputs[position], reader.outputs[0]
         name = old.name
