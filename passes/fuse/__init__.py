@@ -103,8 +103,6 @@ class Fuse(Pass):
     def apply(self, model: ir.Model, context: Context) -> Sequence[Change]:
         """Apply the rules until none of them changes anything; last come the places that were left alone, and why.
 
-        Almost every rule leaves all values as they were, and inference would tell the same of them: it is not run again.
-
         The main graph and its subgraphs are covered; bodies of functions are not, their values have no one shape. The bytes of
         all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
         """

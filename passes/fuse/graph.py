@@ -14,7 +14,7 @@ as growth.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,6 +28,8 @@ from graphopt.shapes import Facts, defined, subgraphs
 
 _MANY = 8
 """What more nodes than these read is taken to be needed; listing them again and again would take too long."""
+_FEW = 8
+"""Elements of a constant that is looked for among those that the model has."""
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
 """Types that weights are computed in; of the others, folding would lose more than a rounding."""
 
@@ -50,7 +52,7 @@ class Work:
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
     tells_more: bool = False
-    """Whether inference may tell more than the facts by now; a rule says so after which it does not tell what it told before."""
+    """Whether inference may tell more than the facts by now; after almost all rules it tells the same, and is not run again."""
 
     @cached_property
     def fixed(self) -> set[str]:
@@ -72,6 +74,14 @@ class Work:
         """How often each initializer is read, about: to list the readers of one takes time when there are thousands."""
         graphs = walk.graphs(self.model.graph)
         return Counter({value: len(value.uses()) for graph in graphs for value in graph.initializers.values()})
+
+    @cached_property
+    def small(self) -> Mapping[Hashable, ir.Value]:
+        """Initializers of a few elements that others may read too, by their graph and contents, when a rule first asked."""
+        found = (value for graph in walk.graphs(self.model.graph) for value in graph.initializers.values())
+        tensors = ((value, constant(value)) for value in found if value.name not in self.fixed)
+        few = ((value, tensor.numpy()) for value, tensor in tensors if tensor is not None and tensor.size <= _FEW)
+        return {_key(value.graph, array): value for value, array in few}
 
     @property
     def opset(self) -> int:
@@ -201,8 +211,10 @@ class Work:
     def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
         """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer."""
         assert node.graph is not None
-        alike = self.made.setdefault((node.graph, array.dtype, array.shape, _start(array)), [])
-        made = next((value for value in alike if value.graph is node.graph and _holds(value.const_value, array)), None)
+        key = _key(node.graph, array)
+        alike = self.made.setdefault(key, [])
+        known = [self.small[key], *alike] if array.size <= _FEW and key in self.small else alike
+        made = next((value for value in known if value.graph is node.graph and _holds(value.const_value, array)), None)
         if made is not None:
             return made
         name = self.new_name(name)
@@ -294,6 +306,11 @@ def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
     if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape.numpy()) != array.shape:
         return False
     return _start(tensor.numpy()) == _start(array) and tensor.tobytes() == array.tobytes()
+
+
+def _key(graph: ir.Graph | None, array: np.ndarray) -> Hashable:
+    """What initializers of a graph have in common that may hold the same."""
+    return graph, array.dtype, array.shape, _start(array)
 
 
 def _start(array: np.ndarray) -> bytes:
