@@ -21,17 +21,13 @@ contrib     onnxruntime's own operators, if the user asks for them
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 from pydantic import Field
 
-from graphopt import walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
-from graphopt.graphs import site
-from graphopt.model import weight_bytes
 from graphopt.shapes import infer, keep
 
 from .activation import use_gelu, use_hard_swish
@@ -54,32 +50,51 @@ from .state import drop_zero_state
 
 __all__ = ["Fuse", "FuseOptions"]
 
-_LEAST_GROWTH = 1_000_000
-_GROWTH_PART = 20
 _SWEEPS = 20
 _LISTED = 3
 """So many places that were left alone for the same reason are listed one by one."""
 
-_RULES: Mapping[str, Sequence[Rule]] = {
-    "Add": (remove_neutral, fold_affine, use_layer_normalization, use_gemm),
-    "BatchNormalization": (fold_affine,),
-    "Clip": (merge_limits,),
-    "Conv": (fold_affine_before, multiply_before_enlarging, merge_linear_maps),
-    "Div": (remove_neutral, use_hard_swish, fold_affine),
-    "Gemm": (transpose_in_gemm, fold_affine_before),
-    "GRU": (drop_zero_state,),
-    "LayerNormalization": (keep_residual_apart,),
-    "LSTM": (drop_zero_state,),
-    "Min": (merge_limits,),
-    "Mul": (remove_neutral, use_gelu, use_hard_swish, fold_affine, use_layer_normalization, use_rms_normalization),
-    "Pad": (fold_pad,),
-    "ReduceMean": (use_global_pool,),
-    "Relu": (merge_limits,),
-    "RNN": (drop_zero_state,),
-    "SplitToSequence": (split_without_sequence,),
-    "Sub": (remove_neutral, fold_affine),
+_CONSTANT = frozenset({"", "Constant"})
+"""What gives a constant: no operator for an initializer."""
+_AFFINE = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
+_ANY: frozenset[str] = frozenset()
+_RULES: Mapping[str, Mapping[Rule, frozenset[str]]] = {
+    "Add": {
+        remove_neutral: _CONSTANT,
+        fold_affine: _CONSTANT,
+        use_layer_normalization: frozenset({"LayerNormalization"}),
+        use_gemm: frozenset({"MatMul"}),
+    },
+    "BatchNormalization": {fold_affine: _ANY},
+    "Clip": {merge_limits: frozenset({"Clip", "Relu"})},
+    "Conv": {
+        fold_affine_before: _AFFINE,
+        multiply_before_enlarging: frozenset({"Concat", "Resize", "Upsample"}),
+        merge_linear_maps: frozenset({"Reshape"}),
+    },
+    "Div": {remove_neutral: _CONSTANT, use_hard_swish: _CONSTANT, fold_affine: _CONSTANT},
+    "Gemm": {transpose_in_gemm: frozenset({"Transpose"}), fold_affine_before: _AFFINE},
+    "GRU": {drop_zero_state: _ANY},
+    "LayerNormalization": {keep_residual_apart: frozenset({"Add"})},
+    "LSTM": {drop_zero_state: _ANY},
+    "Min": {merge_limits: frozenset({"Max"})},
+    "Mul": {
+        remove_neutral: _CONSTANT,
+        use_gelu: _CONSTANT | {"Div", "Mul"},
+        use_hard_swish: _CONSTANT | {"Div", "HardSigmoid", "Mul"},
+        fold_affine: _CONSTANT,
+        use_layer_normalization: frozenset({"Div", "Mul"}),
+        use_rms_normalization: frozenset({"Div", "Mul"}),
+    },
+    "Pad": {fold_pad: _ANY},
+    "ReduceMean": {use_global_pool: _ANY},
+    "Relu": {merge_limits: frozenset({"Clip", "Relu"})},
+    "RNN": {drop_zero_state: _ANY},
+    "SplitToSequence": {split_without_sequence: _ANY},
+    "Sub": {remove_neutral: _CONSTANT, fold_affine: _CONSTANT},
 }
-"""The rules by the last operator of what they look for, in the order in which they are tried."""
+"""The rules by the last operator of what they look for, in the order in which they are tried, each with the operators of which
+one must give an input of that: most places are told apart by that alone."""
 
 
 class FuseOptions(PassOptions):
@@ -106,15 +121,8 @@ class Fuse(Pass):
         The main graph and its subgraphs are covered; bodies of functions are not, their values have no one shape. The bytes of
         all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
         """
-        patterns = tuple(context.exclude)
-
-        def excluded(node: ir.Node) -> bool:
-            return bool(patterns) and any(fnmatch.fnmatchcase(site(node), pattern) for pattern in patterns)
-
-        growth = context.growth_bytes
-        if growth is None:
-            growth = max(_LEAST_GROWTH, weight_bytes(model) // _GROWTH_PART)
-        work = Work(model, excluded, infer(model), growth, context.target.slow_kernels, context.target.runtime)
+        target = context.target
+        work = Work(model, context.exclude, infer(model), context.growth_bytes, target.slow_kernels, target.runtime)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
         for _ in range(_SWEEPS):
@@ -138,7 +146,7 @@ class Fuse(Pass):
 
 def _nodes(work: Work) -> Iterator[ir.Node]:
     """The nodes that some rule looks at, each before what reads it; nodes may be removed on the way."""
-    for graph in [*walk.graphs(work.model.graph)]:
+    for graph in work.graphs:
         for node in graph:
             if node.op_type in _RULES and work.is_operator(node, node.op_type):
                 yield node
@@ -146,16 +154,25 @@ def _nodes(work: Work) -> Iterator[ir.Node]:
 
 def _rewrite(work: Work, node: ir.Node, left: dict[ir.Node, Change]) -> Iterator[Change]:
     """Try the rules for one node, until it is gone or none of them applies."""
-    for rule in _RULES[node.op_type]:
-        if node.graph is None:
-            return
+    behind = _producers(node)
+    for rule, needed in _RULES[node.op_type].items():
+        if needed and needed.isdisjoint(behind):
+            continue
         change = rule(work, node)
         if change is None:
             continue
-        if change.done:
-            yield change
-        else:
+        if not change.done:
             left[node] = change
+            continue
+        yield change
+        if node.graph is None:
+            return
+        behind = _producers(node)
+
+
+def _producers(node: ir.Node) -> set[str]:
+    """The operators that give the inputs of a node."""
+    return {"" if value is None or (made := value.producer()) is None else made.op_type for value in node.inputs}
 
 
 def _left_alone(left: Mapping[ir.Node, Change]) -> list[Change]:

@@ -105,8 +105,8 @@ def _product(work: Work, node: ir.Node, depth: int = _DEEPEST) -> tuple[float, l
 
 def _number(work: Work, value: ir.Value | None) -> float | None:
     """A constant that is one number and does not raise the rank of what it meets."""
-    rank = work.rank(value)
-    return None if rank is None or rank > 1 else number(value)
+    found = number(value)
+    return None if found is None or work.rank(value) not in {0, 1} else found
 
 
 def _near(a: float | None, b: float) -> bool:

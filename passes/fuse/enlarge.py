@@ -27,6 +27,7 @@ from graphopt.graphs import constant, is_overridable, site
 from .affine import operand_index
 from .graph import FLOATS, Work, attribute, only_use
 
+_ENLARGING = ("Resize", "Upsample")
 _RANK = 4
 _SIZES = 3
 _LEAST_ENLARGED = 2.0
@@ -49,14 +50,17 @@ class _Part:
 def multiply_before_enlarging(work: Work, node: ir.Node) -> Change | None:
     """Let a 1 x 1 Conv change places with the Resize before it, through a Concat too."""
     whole = node.inputs[0]
-    weight = constant(node.inputs[1])
-    if whole is None or weight is None or not is_pointwise(work, node, weight):
-        return None
     concat = work.producer(whole, node, "Concat")
+    values = [whole] if concat is None else concat.inputs
+    if whole is None or not any(work.producer(value, node, *_ENLARGING) for value in values):
+        return None
+    weight = constant(node.inputs[1])
+    if weight is None or not is_pointwise(work, node, weight):
+        return None
     if concat is not None and not (only_use(whole) and attribute(concat, "axis") in (1, 1 - _RANK)):
         return None
     outputs, channels = weight.shape.numpy()[:2]
-    parts = [_part(work, concat or node, value, outputs) for value in ([whole] if concat is None else concat.inputs)]
+    parts = [_part(work, concat or node, value, outputs) for value in values]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or sum(part.channels for part in known) != channels:
         return None
@@ -91,7 +95,7 @@ def _part(work: Work, user: ir.Node, value: ir.Value | None, outputs: int) -> _P
     shape = work.shape(value)
     if value is None or shape is None or len(shape) != _RANK or not isinstance(shape[1], int):
         return None
-    resize = work.producer(value, user, "Resize", "Upsample")
+    resize = work.producer(value, user, *_ENLARGING)
     if resize is None or not only_use(value) or not _commutes(work, resize, shape[1], outputs):
         return _Part(value, shape[1], None)
     enlarged = _enlarged(work, resize)

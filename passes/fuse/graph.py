@@ -13,6 +13,7 @@ as growth.
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +25,15 @@ import onnx_ir as ir
 from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
-from graphopt.shapes import Facts, defined, subgraphs
+from graphopt.model import weight_bytes
+from graphopt.shapes import Facts, defined, shape_of, subgraphs
 
 _MANY = 8
 """What more nodes than these read is taken to be needed; listing them again and again would take too long."""
-_FEW = 8
-"""Elements of a constant that is looked for among those that the model has."""
+_SHORT = 8
+"""Numbers in what tells sizes: one for each axis."""
+_LEAST_GROWTH = 1_000_000
+_GROWTH_PART = 20
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
 """Types that weights are computed in; of the others, folding would lose more than a rounding."""
 
@@ -39,20 +43,38 @@ class Work:
     """What the rules share during one run of the pass."""
 
     model: ir.Model
-    excluded: Callable[[ir.Node], bool]
-    """Whether the user asked to leave a node alone."""
+    exclude: Sequence[str]
+    """Patterns of the names of nodes that the user asked to leave alone."""
     facts: Facts
     """What is known of types and shapes; stays right while the graph is rewired."""
-    allowed_bytes: int
-    """By how many bytes the weights may still grow."""
+    growth_bytes: int | None = None
+    """By how many bytes the weights may grow; None: 1 MB or 5 %."""
     slow_kernels: Sequence[str] = ()
     """Fused operators that are slower on the target than what they are made of."""
     runtime: str = ""
     """The name of the runtime that the model is for."""
+    grown: int = 0
+    """By how many bytes the weights have grown."""
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
     tells_more: bool = False
     """Whether inference may tell more than the facts by now; after almost all rules it tells the same, and is not run again."""
+
+    @cached_property
+    def graphs(self) -> Sequence[ir.Graph]:
+        """The main graph and its subgraphs; no rule makes or removes one."""
+        return [*walk.graphs(self.model.graph)]
+
+    @cached_property
+    def most_growth(self) -> int:
+        """By how many bytes the weights may grow, if they do."""
+        given = self.growth_bytes
+        return max(_LEAST_GROWTH, weight_bytes(self.model) // _GROWTH_PART) if given is None else given
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether every operator of ONNX may be rewritten."""
+        return not self.exclude and not self.model.functions
 
     @cached_property
     def fixed(self) -> set[str]:
@@ -62,7 +84,7 @@ class Work:
     @cached_property
     def occurring(self) -> Counter[str]:
         """How many values there were of each name when a rule first asked."""
-        return Counter(value.name or "" for listed in walk.listed(self.model.graph) for value in defined(*listed))
+        return Counter(value.name or "" for graph in self.graphs for value in defined(graph))
 
     @cached_property
     def names(self) -> set[str]:
@@ -72,16 +94,15 @@ class Work:
     @cached_property
     def reads(self) -> Counter[ir.Value]:
         """How often each initializer is read, about: to list the readers of one takes time when there are thousands."""
-        graphs = walk.graphs(self.model.graph)
-        return Counter({value: len(value.uses()) for graph in graphs for value in graph.initializers.values()})
+        return Counter({value: len(value.uses()) for graph in self.graphs for value in graph.initializers.values()})
 
     @cached_property
-    def small(self) -> Mapping[Hashable, ir.Value]:
-        """Initializers of a few elements that others may read too, by their graph and contents, when a rule first asked."""
-        found = (value for graph in walk.graphs(self.model.graph) for value in graph.initializers.values())
+    def sizes(self) -> Mapping[Hashable, Sequence[ir.Value]]:
+        """Short vectors of int64 that others may read too, by their graph and contents, when a rule first asked."""
+        found = (value for graph in self.graphs for value in graph.initializers.values() if value.dtype == ir.DataType.INT64)
         tensors = ((value, constant(value)) for value in found if value.name not in self.fixed)
-        few = ((value, tensor.numpy()) for value, tensor in tensors if tensor is not None and tensor.size <= _FEW)
-        return {_key(value.graph, array): value for value, array in few}
+        short = ((value, tensor.numpy()) for value, tensor in tensors if tensor is not None and tensor.size <= _SHORT)
+        return {_key(value.graph, array): [value] for value, array in short}
 
     @property
     def opset(self) -> int:
@@ -94,7 +115,10 @@ class Work:
         """Whether the node is one of these operators of ONNX and may be rewritten: no function call, not excluded."""
         if node.op_type not in op_types or node.domain != "":
             return False
-        return not (self.model.functions and node.op_identifier() in self.model.functions) and not self.excluded(node)
+        if self.is_free:
+            return True
+        excluded = any(fnmatch.fnmatchcase(site(node), pattern) for pattern in self.exclude)
+        return not excluded and node.op_identifier() not in self.model.functions
 
     def producer(self, value: ir.Value | None, user: ir.Node, *op_types: str) -> ir.Node | None:
         """The node of one of these operators in the graph of ``user`` that gives ``value``."""
@@ -198,14 +222,13 @@ class Work:
         old = node.inputs[index] if index < len(node.inputs) else None
         if _holds(constant(old), array):
             return
-        if old is not None and self.dies(old, node):
+        if old is not None and only_use(old) and self.dies(old, node):
             name = old.name or name
+            self._remove(old)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
-        node.replace_input_with(index, None)
-        if old is not None:
+        if old is not None and old in self.reads:
             self.reads[old] -= 1
-        self.drop([old])
         node.replace_input_with(index, self.constant(node, array, name))
 
     def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
@@ -213,14 +236,15 @@ class Work:
         assert node.graph is not None
         key = _key(node.graph, array)
         alike = self.made.setdefault(key, [])
-        known = [self.small[key], *alike] if array.size <= _FEW and key in self.small else alike
+        known = [*alike, *self.sizes.get(key, ())] if array.dtype == np.int64 else alike
         made = next((value for value in known if value.graph is node.graph and _holds(value.const_value, array)), None)
         if made is not None:
             return made
         name = self.new_name(name)
         tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-        self.facts[value] = ir.TypeAndShape(ir.TensorType(tensor.dtype), ir.Shape(array.shape))
+        fact = ir.TypeAndShape(ir.TensorType(tensor.dtype), shape_of(tensor))
+        value = ir.Value(name=name, type=fact.type, shape=fact.shape)
+        self.facts[value] = fact
         if (self.model.ir_version or 0) >= INITIALIZERS_NEED_NO_INPUT:
             value.const_value = tensor
             node.graph.register_initializer(value)
@@ -231,15 +255,21 @@ class Work:
 
     def dies(self, value: ir.Value, *users: ir.Node) -> bool:
         """Whether an initializer can go when these nodes no longer read it."""
-        kept = value.is_graph_input() or value.is_graph_output() or value.name in self.fixed or self.reads[value] > _MANY
-        return value.is_initializer() and not kept and all(use.node in users for use in value.uses())
+        if not value.is_initializer() or value.is_graph_input() or value.is_graph_output() or value.name in self.fixed:
+            return False
+        return self.reads[value] <= _MANY and all(use.node in users for use in value.uses())
 
     def drop(self, values: Iterable[ir.Value | None]) -> None:
         """Remove the initializers among the values that nothing reads."""
         for value in values:
             if value is not None and value.graph is not None and self.dies(value):
-                del value.graph.initializers[value.name or ""]
-                self.names.discard(value.name or "")
+                self._remove(value)
+
+    def _remove(self, initializer: ir.Value) -> None:
+        assert initializer.graph is not None
+        assert initializer.name is not None
+        del initializer.graph.initializers[initializer.name]
+        self.names.discard(initializer.name)
 
     def drop_unused(self) -> None:
         """Remove the initializers that were read at first and are not any more."""
@@ -255,10 +285,11 @@ class Work:
             if dead.graph is None or any(output.is_graph_output() or output.uses() for output in dead.outputs):
                 continue
             inputs = [*dict.fromkeys(value for value in dead.inputs if value is not None)]
-            self.reads.subtract(value for value in dead.inputs if value is not None)
-            for index in range(len(dead.inputs)):
+            for index, value in enumerate(dead.inputs):
                 dead.replace_input_with(index, None)
-            dead.graph.remove(dead, safe=True)
+                if value is not None and value in self.reads:
+                    self.reads[value] -= 1
+            dead.graph.remove(dead)
             self.drop(inputs)
             producers = (value.producer() for value in inputs)
             waiting += [made for made in producers if made is not None and not any(subgraphs(made))]
@@ -273,9 +304,9 @@ class Work:
             old = node.inputs[index] if index < len(node.inputs) else None
             growth += size - (_bytes(old) if old is not None and self.dies(old, node, gone) else 0)
         growth -= sum(_bytes(value) for value in {*gone.inputs} if value is not None and self.dies(value, gone))
-        if growth > max(self.allowed_bytes, 0):
+        if growth > 0 and self.grown + growth > self.most_growth:
             return f"the weights would grow by {growth} bytes: others use them too and need them as they are"
-        self.allowed_bytes -= growth
+        self.grown += growth
         return None
 
 
@@ -303,9 +334,10 @@ def ints(value: ir.Value | None) -> list[int] | None:
 
 def _holds(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
     """Whether a constant has the type, the shape and, bit by bit, the contents of an array."""
-    if tensor is None or tensor.dtype.numpy() != array.dtype or tuple(tensor.shape.numpy()) != array.shape:
+    if tensor is None or _start(tensor.numpy()) != _start(array):
         return False
-    return _start(tensor.numpy()) == _start(array) and tensor.tobytes() == array.tobytes()
+    alike = tensor.dtype.numpy() == array.dtype and tuple(tensor.shape.numpy()) == array.shape
+    return alike and tensor.tobytes() == array.tobytes()
 
 
 def _key(graph: ir.Graph | None, array: np.ndarray) -> Hashable:

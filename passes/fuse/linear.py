@@ -41,9 +41,9 @@ class _Chain:
 def merge_linear_maps(work: Work, node: ir.Node) -> Change | None:
     """Fold a 1 x 1 Conv into the MatMul before it."""
     v = constant(node.inputs[1])
-    chain = _chain(work, node) if v is not None and is_pointwise(work, node, v) else None
+    chain = None if v is None else _chain(work, node)
     w = None if chain is None else constant(chain.matmul.inputs[1])
-    if chain is None or v is None or w is None:
+    if chain is None or v is None or w is None or not is_pointwise(work, node, v):
         return None
     first, second = w.numpy().astype(np.float64), v.numpy().astype(np.float64)[:, :, 0, 0].T  # [in, channels], [channels, out]
     inputs, channels, outputs = *first.shape, second.shape[1]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
@@ -25,7 +24,7 @@ _RUNTIMES = frozenset({"onnxruntime"})
 def write_values_last(work: Work) -> list[Change]:
     """Move what computes the values of an attention behind its Softmax, in all graphs."""
     changes: list[Change] = []
-    for graph in walk.graphs(work.model.graph) if work.runtime in _RUNTIMES else ():
+    for graph in work.graphs if work.runtime in _RUNTIMES else ():
         position = {node: index for index, node in enumerate(graph)}
         for node in [node for node in position if work.is_operator(node, "MatMul")]:
             weights, values = _weights(work, node), _values(work, node)

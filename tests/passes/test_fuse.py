@@ -155,14 +155,6 @@ def test_a_shared_weight_is_copied_for_the_conv_that_changes():
     assert "the weights would grow" in why(proto, growth_bytes=100)[0]
 
 
-def test_a_small_constant_that_the_model_has_already_is_not_made_again():
-    given = model("a = Conv(x, w, b) z = Mul(a, two) u = Mul(x, six) v = ReduceSum<keepdims = 0>(u) y = Add(z, v)",
-        IMAGE, w=normal(1, 4, 1, 1), b=np.float32([3]), two=np.float32(2), six=np.float32([6]))  # fmt: skip
-    result = fused(given, X)
-    assert operators(result) == ["Conv", "Mul", "ReduceSum", "Add"]
-    assert sorted(tensor.name for tensor in result.graph.initializer) == ["six", "w"]
-
-
 def test_a_weight_that_a_branch_captures_stays_as_it_is():
     proto = model(
         CONV + NORM + """

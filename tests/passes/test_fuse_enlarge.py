@@ -117,6 +117,14 @@ def test_without_any_bias_nothing_is_added():
     assert operators(fused(proto, feed((2, 64, 12)), rtol=4e-6)) == ["MatMul", "Transpose", "Reshape"]
 
 
+def test_a_shape_that_the_model_has_already_is_not_made_again():
+    body = PICTURE.format("").replace("p1", "p").replace("y =", "z =") + " f = Reshape(v, wanted) y = Add(z, f)"
+    wanted = np.array([0, 5, 8, 8], np.int64)
+    proto = model(body, f"{SEQUENCE}, float[N, 320] v", w=weight(5, 16), b=normal(5), wanted=wanted, **BACK)
+    result = fused(proto, feed((2, 64, 12)) | {"v": normal(2, 320)}, rtol=4e-6)
+    assert [tensor.name for tensor in result.graph.initializer if tensor.data_type == onnx.TensorProto.INT64] == ["wanted"]
+
+
 def test_two_maps_through_few_channels_stay_two():
     few = {"target": np.array([0, 2, 8, 8], np.int64), "m": normal(12, 2) / 3}
     proto = model(PICTURE.format("").replace("p1", "p"), SEQUENCE, w=weight(16, 2), b=normal(16), **few)
