@@ -63,8 +63,7 @@ def keep(model: ir.Model, found: Facts) -> None:
     The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``).
     """
     if not model.functions:
-        there = {value for listed in walk.listed(model.graph) for value in defined(*listed)}
-        kept = {value: fact for value, fact in found.items() if value in there}
+        kept = {value: fact for value, fact in found.items() if value.graph is not None}
         constants = {value: tensor for value, tensor in graph_initializers(model) if value not in kept}
         model.meta[_KEPT] = _parts(model), kept | _of_constants(constants)  # with those that are new since inference
 

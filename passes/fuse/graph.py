@@ -222,17 +222,21 @@ class Work:
         old = node.inputs[index] if index < len(node.inputs) else None
         if _holds(constant(old), array):
             return
+        free = None
         if old is not None and only_use(old) and self.dies(old, node):
-            name = old.name or name
-            self._remove(old)
+            free = old.name
+            _remove(old)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         if old is not None and old in self.reads:
             self.reads[old] -= 1
-        node.replace_input_with(index, self.constant(node, array, name))
+        node.replace_input_with(index, self.constant(node, array, name, free))
 
-    def constant(self, node: ir.Node, array: np.ndarray, name: str) -> ir.Value:
-        """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer."""
+    def constant(self, node: ir.Node, array: np.ndarray, name: str, free: str | None = None) -> ir.Value:
+        """A new constant in the graph of ``node``, in a Constant node where the file's version allows no initializer.
+
+        It has the name ``free``, which nothing has, or one that is like ``name``.
+        """
         assert node.graph is not None
         key = _key(node.graph, array)
         alike = self.made.setdefault(key, [])
@@ -240,7 +244,7 @@ class Work:
         made = next((value for value in known if value.graph is node.graph and _holds(value.const_value, array)), None)
         if made is not None:
             return made
-        name = self.new_name(name)
+        name = free or self.new_name(name)
         tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
         fact = ir.TypeAndShape(ir.TensorType(tensor.dtype), shape_of(tensor))
         value = ir.Value(name=name, type=fact.type, shape=fact.shape)
@@ -263,13 +267,7 @@ class Work:
         """Remove the initializers among the values that nothing reads."""
         for value in values:
             if value is not None and value.graph is not None and self.dies(value):
-                self._remove(value)
-
-    def _remove(self, initializer: ir.Value) -> None:
-        assert initializer.graph is not None
-        assert initializer.name is not None
-        del initializer.graph.initializers[initializer.name]
-        self.names.discard(initializer.name)
+                _remove(value)
 
     def drop_unused(self) -> None:
         """Remove the initializers that were read at first and are not any more."""
@@ -308,6 +306,11 @@ class Work:
             return f"the weights would grow by {growth} bytes: others use them too and need them as they are"
         self.grown += growth
         return None
+
+
+def _remove(initializer: ir.Value) -> None:
+    if initializer.graph is not None and initializer.name is not None:
+        del initializer.graph.initializers[initializer.name]
 
 
 Rule = Callable[[Work, ir.Node], Change | None]

@@ -25,10 +25,14 @@ def write_values_last(work: Work) -> list[Change]:
     """Move what computes the values of an attention behind its Softmax, in all graphs."""
     changes: list[Change] = []
     for graph in work.graphs if work.runtime in _RUNTIMES else ():
-        position = {node: index for index, node in enumerate(graph)}
-        for node in [node for node in position if work.is_operator(node, "MatMul")]:
-            weights, values = _weights(work, node), _values(work, node)
-            if weights is None or not values or position[values[0]] > position[weights]:
+        position: dict[ir.Node, int] = {}
+        for node in [node for node in graph if node.op_type == "MatMul" and work.is_operator(node, "MatMul")]:
+            weights = _weights(work, node)
+            values = [] if weights is None else _values(work, node)
+            if weights is None or not values:
+                continue
+            position = position or {node: index for index, node in enumerate(graph)}
+            if position[values[0]] > position[weights]:
                 continue
             graph.remove(values)
             graph.insert_before(node, values)
