@@ -10,7 +10,10 @@ from . import walk
 INITIALIZERS_NEED_NO_INPUT = 4
 """From this IR version on, a caller may replace an initializer that is listed as an input; before, all had to be listed."""
 
-_ANNOTATION = "quant_parameter_tensor_names"
+ANNOTATION = "quant_parameter_tensor_names"
+"""Key of ``value.meta`` under which the names of a value's quantization annotation are."""
+UNANNOTATED = "graphopt.unannotated"
+"""Key of ``graph.meta``: no value of the graph has an annotation, so none need be asked. No pass makes any."""
 _NUMBERS = {
     "value_float": ir.DataType.FLOAT,
     "value_floats": ir.DataType.FLOAT,
@@ -61,7 +64,9 @@ def annotated_names(model: ir.Model) -> set[str]:
     """Names of initializers that quantization annotations refer to: used, though by no node."""
     names: set[str] = set()
     for graph, nodes in walk.listed(model.graph):
+        if UNANNOTATED in graph.meta:
+            continue
         for value in (*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)):
             if value.meta:
-                names.update(value.meta.get(_ANNOTATION, {}).values())
+                names.update(value.meta.get(ANNOTATION, {}).values())
     return names

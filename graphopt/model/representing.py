@@ -15,6 +15,8 @@ from typing import TypeAlias
 import onnx
 import onnx_ir as ir
 
+from graphopt.graphs import UNANNOTATED
+
 from .external import DataFiles, FileTensor
 from .held import described, held
 from .tensors import data_type
@@ -89,7 +91,7 @@ class _Representation:
                     values[name] = self.describe(value, infos[name]) if name in infos else value
         scope = values if around is None else ChainMap(values, around)
         nodes = [self.node(node, outputs, scope) for node, outputs in zip(proto.node, made, strict=True)]
-        return ir.Graph(
+        graph = ir.Graph(
             inputs,
             [self.describe(values[info.name], info) for info in proto.output],
             nodes=nodes,
@@ -98,6 +100,8 @@ class _Representation:
             name=proto.name,
             metadata_props=_entries(proto.metadata_props),
         )
+        graph.meta[UNANNOTATED] = True
+        return graph
 
     def node(self, proto: onnx.NodeProto, outputs: Sequence[ir.Value], scope: _Scope) -> ir.Node:
         """A node that makes ``outputs``."""

@@ -33,7 +33,7 @@ from . import tensors, wire
 from .external import FileTensor
 from .reading import locations, read, root_cause
 from .tensors import SPARSE
-from .weights import Owner, Place, is_large, places, weight_bytes
+from .weights import Owner, Place, is_large, places, total_bytes
 from .writing import Elsewhere, message
 
 ExternalData = Literal["auto", "always", "never"]
@@ -81,14 +81,14 @@ def save(
     """
     path = Path(path)
     _check_place(path, data_name)
-    external = external_data == "always" or (external_data == "auto" and weight_bytes(model) >= EMBED_LIMIT_BYTES)
-    large = [
-        place for place in places(model) if is_large(place.tensor) and (external or SPARSE not in place.tensor.metadata_props)
-    ]
+    held = [*places(model)]
+    size = total_bytes(place.tensor for place in held)
+    external = external_data == "always" or (external_data == "auto" and size >= EMBED_LIMIT_BYTES)
+    large = [place for place in held if is_large(place.tensor) and (external or SPARSE not in place.tensor.metadata_props)]
     try:
         if external and large:
-            return _save_external(model, large, path, data_name, durable)
-        return _save_embedded(model, large, path, durable)
+            return _save_external(model, held, large, path, data_name, durable)
+        return _save_embedded(model, held, large, path, durable)
     except OSError as error:
         raise UsageError(
             f"the model could not be written: {error.strerror or error}",
@@ -114,7 +114,7 @@ def move(source: Path, path: Path) -> None:
         raise UsageError(f"the model could not be put in place: {error.strerror or error}", where=str(path)) from error
 
 
-def _save_embedded(model: ir.Model, large: list[Place], path: Path, durable: bool) -> Saved:
+def _save_embedded(model: ir.Model, held: list[Place], large: list[Place], path: Path, durable: bool) -> Saved:
     marks = {place.owner: (wire.MARK, number) for number, place in enumerate(large)}
     pieces = wire.join(_serialize(model, marks.get), [place.tensor for place in large])
     _check_size(wire.size(pieces), path)
@@ -126,11 +126,14 @@ def _save_embedded(model: ir.Model, large: list[Place], path: Path, durable: boo
             else:
                 sink.write_tensor(piece)
         sink.flush(durable)
-        _replace(model, path, temporary)
+        _keep_readable(held, path)
+        _replace(path, temporary, durable=durable)
     return Saved(path, None, sink.bytes)
 
 
-def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: str | None, durable: bool) -> Saved:
+def _save_external(
+    model: ir.Model, held: list[Place], large: list[Place], path: Path, data_name: str | None, durable: bool
+) -> Saved:
     with _temporary(path) as (data_file, temporary_data), _temporary(path) as (file, temporary):
         sha = hashlib.sha256()
         data, sink = _Sink(data_file, sha.update), _Sink(file)
@@ -141,7 +144,8 @@ def _save_external(model: ir.Model, large: list[Place], path: Path, data_name: s
         sink.write(skeleton)
         data.flush(durable)
         sink.flush(durable)
-        _replace(model, path, temporary, data_path, temporary_data)
+        _keep_readable(held, path, data_path)
+        _replace(path, temporary, data_path, temporary_data, durable=durable)
     return Saved(path, data_path, sink.bytes + data.bytes)
 
 
@@ -190,6 +194,9 @@ def _drop_repeated_types(graph: onnx.GraphProto) -> None:
 
 def _drop_zeros(graph: onnx.GraphProto) -> None:
     """Store initializers that are marked so without their zeros, where that takes less."""
+    given = [tensor for tensor in graph.initializer if tensor.metadata_props]
+    if not any(entry.key == SPARSE for tensor in given for entry in tensor.metadata_props):
+        return
     inputs = {info.name for info in graph.input}
     kept = []
     for tensor in graph.initializer:
@@ -225,20 +232,26 @@ def _check_size(size: int, path: Path) -> None:
         )
 
 
-def _replace(model: ir.Model, path: Path, new: Path, data_path: Path | None = None, new_data: Path | None = None) -> None:
-    """Put the finished files in place. Weights of ``model`` that lie in a file that goes are kept readable."""
+def _keep_readable(held: list[Place], path: Path, data_path: Path | None = None) -> None:
+    """Keep weights readable that lie in a file that goes."""
     doomed = [old for old in {path, data_path, *_own_data(path)} if old is not None and old.exists()]
-    for file in {place.tensor.file for place in places(model) if isinstance(place.tensor, FileTensor)}:
+    if not doomed:
+        return
+    for file in {place.tensor.file for place in held if isinstance(place.tensor, FileTensor)}:
         if any(file.path.exists() and file.path.samefile(old) for old in doomed):
             file.pin()
+
+
+def _replace(path: Path, new: Path, data_path: Path | None = None, new_data: Path | None = None, *, durable: bool) -> None:
+    """Put the finished files in place, as readable as what they replace."""
     if path.exists():
         for written in (new, new_data):
             if written is not None:
                 written.chmod(stat.S_IMODE(path.stat().st_mode))
-    _put_in_place(path, new, data_path, new_data)
+    _put_in_place(path, new, data_path, new_data, durable=durable)
 
 
-def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path | None) -> None:
+def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path | None, *, durable: bool = True) -> None:
     """Rename the data file, then the model, then remove the data file that only the replaced model used."""
     stale = _own_data(path) - {data_path}
     if data_path is not None and new_data is not None:
@@ -252,7 +265,8 @@ def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path 
             raise
     else:
         os.replace(new, path)
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
     for old in stale:
         with suppress(OSError):  # the model is in place; a file too many harms nobody
             old.unlink()

@@ -5,7 +5,7 @@ One walk over these places serves counting, saving and checking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -94,7 +94,12 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> int:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all weights as they are stored, each once."""
-    return sum(map(tensor_bytes, {id(tensor): tensor for _, tensor in _held(model)}.values()))
+    return total_bytes(tensor for _, tensor in _held(model))
+
+
+def total_bytes(tensors: Iterable[ir.TensorProtocol]) -> int:
+    """Bytes of these tensors as they are stored, each once."""
+    return sum(map(tensor_bytes, {id(tensor): tensor for tensor in tensors}.values()))
 
 
 def parameters(model: ir.Model) -> int:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.graphs import ANNOTATION, UNANNOTATED
 
 from .reading import root_cause
 from .weights import Owner
@@ -36,7 +37,6 @@ _FUNCTIONS_HAVE_TYPES = 10
 """From this IR version on, types of a function's values stand in it; before, in the main graph under names of onnx-ir's own."""
 _DEVICES = 11
 """The IR version that brought configurations of devices."""
-_ANNOTATION = "quant_parameter_tensor_names"
 
 
 def message(model: ir.Model, elsewhere: Elsewhere) -> onnx.ModelProto:
@@ -231,8 +231,10 @@ def _outputs(graph: ir.Graph | ir.Function) -> list[ir.Value]:
 
 
 def _annotations(graph: ir.Graph) -> Iterator[onnx.TensorAnnotation]:
+    if UNANNOTATED in graph.meta:
+        return
     for value in dict.fromkeys((*graph.inputs, *graph.initializers.values(), *_outputs(graph), *graph.outputs)):
-        if value.meta and (names := value.meta.get(_ANNOTATION)):
+        if value.meta and (names := value.meta.get(ANNOTATION)):
             proto = onnx.TensorAnnotation(tensor_name=value.name)
             _entries(names, proto.quant_parameter_tensor_names)
             yield proto
