@@ -73,27 +73,29 @@ class _Representation:
         if proto.quantization_annotation:
             raise _RareError
         infos = {info.name: info for info in proto.value_info}
-        inputs = [self.describe(ir.Value(name=info.name), info) for info in proto.input]
-        values = {info.name: value for info, value in zip(proto.input, inputs, strict=True)}
+        infos.pop("", None)  # an output that is left out is not described
+        inputs = [self.value(info.name, info) for info in proto.input]
+        values = {value.name: value for value in inputs}
         initializers = []
         for given in proto.initializer:
-            tensor = self.tensor(given)
-            if given.name not in values:
-                value = ir.Value(name=given.name, type=ir.TensorType(tensor.dtype), shape=self.shape(given.dims))
-                values[given.name] = self.describe(value, infos.get(given.name))
-            values[given.name].const_value = tensor
-            initializers.append(values[given.name])
+            name, tensor = given.name, self.tensor(given)
+            if name not in values:
+                if name in infos:
+                    values[name] = self.value(name, infos[name])
+                else:
+                    values[name] = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=self.shape(given.dims))
+            values[name].const_value = tensor
+            initializers.append(values[name])
         made = []
         for node in proto.node:
-            made.append([ir.Value(name=name) for name in node.output])
-            for name, value in zip(node.output, made[-1], strict=True):
-                if name:
-                    values[name] = self.describe(value, infos[name]) if name in infos else value
+            outputs = [self.value(name, infos.get(name)) for name in node.output]
+            made.append(outputs)
+            values.update({value.name: value for value in outputs})
         scope = values if around is None else ChainMap(values, around)
         nodes = [self.node(node, outputs, scope) for node, outputs in zip(proto.node, made, strict=True)]
         graph = ir.Graph(
             inputs,
-            [self.describe(values[info.name], info) for info in proto.output],
+            [self.output(values[info.name], info) for info in proto.output],
             nodes=nodes,
             initializers=initializers,
             doc_string=proto.doc_string or None,
@@ -154,23 +156,31 @@ class _Representation:
             self.shapes[key] = ir.Shape(key, frozen=True)
         return self.shapes[key]
 
-    def describe(self, value: ir.Value, info: onnx.ValueInfoProto | None) -> ir.Value:
-        """Give a value the type, the shape and the texts that the model states for it."""
+    def value(self, name: str, info: onnx.ValueInfoProto | None) -> ir.Value:
+        """A value with what the model states of it."""
         if info is None:
-            return value
-        key = info.type.SerializeToString()
-        if key not in self.types:
-            shape = ir.serde.deserialize_type_proto_for_shape(info.type)
-            self.types[key] = ir.serde.deserialize_type_proto_for_type(info.type), shape
-        kind, value.shape = self.types[key]
-        if isinstance(kind, ir.TensorType):
-            value.type = ir.TensorType(kind.dtype, denotation=kind.denotation)
-        else:
-            value.type = ir.serde.deserialize_type_proto_for_type(info.type)
-        for entry in info.metadata_props:
-            value.metadata_props[entry.key] = entry.value
+            return ir.Value(name=name)
+        kind, shape = self.type(info.type)
+        texts = _entries(info.metadata_props)
+        return ir.Value(name=name, type=kind, shape=shape, doc_string=info.doc_string or None, metadata_props=texts)
+
+    def output(self, value: ir.Value, info: onnx.ValueInfoProto) -> ir.Value:
+        """A value that is known already, with what the model states of it as an output."""
+        value.type, value.shape = self.type(info.type)
         value.doc_string = info.doc_string or None
+        value.metadata_props.update(_entries(info.metadata_props) or {})
         return value
+
+    def type(self, proto: onnx.TypeProto) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+        """A type of its own, and the shape, which all values of this type share."""
+        key = proto.SerializeToString()
+        if key not in self.types:
+            shape = ir.serde.deserialize_type_proto_for_shape(proto)
+            self.types[key] = ir.serde.deserialize_type_proto_for_type(proto), shape
+        kind, shape = self.types[key]
+        if isinstance(kind, ir.TensorType):
+            return ir.TensorType(kind.dtype, denotation=kind.denotation), shape
+        return ir.serde.deserialize_type_proto_for_type(proto), shape
 
 
 def _entries(protos: Sequence[onnx.StringStringEntryProto]) -> dict[str, str] | None:
