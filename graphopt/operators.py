@@ -81,7 +81,7 @@ def load(name: str) -> Table:
     """
     path, text = registry.definition("table of operators", name, _FOLDER)
     try:
-        found = Table.model_validate(yaml.safe_load(text))
+        found = Table.model_validate(registry.from_yaml(text))
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
     except ValidationError as error:

@@ -120,7 +120,7 @@ def load(name: str, settings: Iterable[str] = ()) -> Recipe:
 def parse(text: str, name: str, settings: Iterable[str] = ()) -> Recipe:
     """Make a recipe from YAML text; see ``load``."""
     try:
-        file = _File.model_validate(yaml.safe_load(text))
+        file = _File.model_validate(registry.from_yaml(text))
     except yaml.YAMLError as error:
         raise UsageError(f"not valid YAML: {error}", where=name) from None
     except ValidationError as error:
@@ -163,7 +163,7 @@ def _override(
             steps.insert(added, (pass_name, {}))
             added += 1
         try:
-            value = yaml.safe_load(text)
+            value = registry.from_yaml(text)
         except yaml.YAMLError:
             value = text
         for name, options in steps:

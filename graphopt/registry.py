@@ -78,6 +78,17 @@ def definition(kind: str, name: str, folder: Path) -> tuple[Path, str]:
         raise UsageError(f"cannot read the {kind}: {error}", where=name) from None
 
 
+def from_yaml(text: str) -> Any:
+    """What a YAML text holds; read by libyaml where PyYAML has it, in a fifth of the time.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+    """
+    import yaml
+
+    return yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.safe_load(text)
+
+
 def defined(folder: Path) -> list[str]:
     """Names of what YAML files that ship in ``folder`` define, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))

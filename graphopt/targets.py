@@ -192,7 +192,7 @@ def parse(text: str, where: str) -> Target:
         UsageError: Not YAML, or a field is unknown, missing or of the wrong type (named in the message).
     """
     try:
-        fields: Any = yaml.safe_load(text)
+        fields: Any = registry.from_yaml(text)
         if isinstance(fields, dict) and "like" in fields:
             fields = _inherited(fields, where)
         return Target.model_validate(fields)

@@ -26,7 +26,7 @@ _TENSOR, _TENSORS = onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 _OWN = frozenset({_TENSOR, _TENSORS, _GRAPH, _GRAPHS})
 """Kinds of attributes that are not shared."""
-_Scope: TypeAlias = MutableMapping[str, ir.Value]
+_Scope: TypeAlias = MutableMapping[str | None, ir.Value]
 """The values that a node may read, by name."""
 
 
@@ -75,7 +75,7 @@ class _Representation:
         infos = {info.name: info for info in proto.value_info}
         infos.pop("", None)  # an output that is left out is not described
         inputs = [self.value(info.name, info) for info in proto.input]
-        values = {value.name: value for value in inputs}
+        values: dict[str | None, ir.Value] = {value.name: value for value in inputs}
         initializers = []
         for given in proto.initializer:
             name, tensor = given.name, self.tensor(given)
