@@ -64,6 +64,12 @@ def file_to_file(source: str, out: str, settings: Sequence[str] = ()) -> dict[st
     return {"load": load - checked, "check": checked, "rewrite": rewrite, "save": save}
 
 
+def prepare() -> None:
+    """What a process does once, whatever its files: import the passes, read the recipe and the target."""
+    _steps(())
+    _context()
+
+
 @cache
 def _steps(settings: tuple[str, ...]) -> Sequence[recipe.Step]:
     return recipe.load("lossless", settings).steps

@@ -45,7 +45,7 @@ PEERS = {
 CHAIN = ("onnxscript", "onnxsim", "OnnxSlim")
 OURS = "graphopt"
 FROZEN = "graphopt, simplify.freeze=true"
-_IMPORTS = "import numpy.random, lossless; from graphopt import recipe; recipe.load('lossless')"
+_IMPORTS = "import numpy.random, lossless; lossless.prepare()"
 TOOLS = {
     **PEERS,
     OURS: Simplifier((), _IMPORTS, "print(json.dumps(lossless.file_to_file(source, out)))"),
