@@ -17,11 +17,6 @@ class CycleError(ValueError):
         self.nodes = nodes
 
 
-def is_sorted(needs: Sequence[Collection[int]]) -> bool:
-    """Whether each node comes after those that it needs."""
-    return all(before < index for index, needed in enumerate(needs) for before in needed)
-
-
 def stable_order(needs: Sequence[Collection[int]]) -> list[int]:
     """Sort the nodes ``0 .. n-1``; ``needs[i]`` are those that must come before node ``i``.
 

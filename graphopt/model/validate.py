@@ -24,7 +24,7 @@ from graphopt.errors import ModelError
 
 from . import tensors
 from .external import DataFiles
-from .order import CycleError, is_sorted, stable_order
+from .order import CycleError, stable_order
 
 _LATEST = {
     "": onnx.defs.onnx_opset_version(),
@@ -194,17 +194,18 @@ class _Walk:
                 raise ModelError(f"the output {_text(name, scope.inside)!r} is not defined{_in(scope.inside)}")
         within = _Scope(scope.inside, (*scope.around, here), scope.opsets)
         captured: set[str] = set()
-        needs: list[set[int]] = []
+        read: list[set[str]] = []
         for node in body.node:
             reads = self._node(node, within)
-            needs.append({maker[name] for name in reads if name in maker})
-            outer = reads - here
-            for name in sorted(outer):
-                if not any(name in names for names in scope.around):
-                    raise ModelError(f"its input {name!r} is not defined", where=_label(node, scope.inside))
-            captured |= outer
-        if not is_sorted(needs):
-            self._sort(body, needs, scope.inside)
+            read.append(reads)
+            if not reads <= here:
+                outer = reads - here
+                for name in sorted(outer, key=str):
+                    if not any(_text(name, _label(node, scope.inside)) in names for names in scope.around):
+                        raise ModelError(f"its input {name!r} is not defined", where=_label(node, scope.inside))
+                captured |= outer
+        if any(maker.get(name, -1) >= index for index, reads in enumerate(read) for name in reads):
+            self._sort(body, [{maker[name] for name in reads if name in maker} for reads in read], scope.inside)
         return captured
 
     def _sort(self, body: _Body, needs: list[set[int]], inside: str) -> None:
@@ -240,10 +241,8 @@ class _Walk:
     def _operator(self, node: onnx.NodeProto, scope: _Scope) -> None:
         inside, opsets = scope.inside, scope.opsets
         op_type, given = node.op_type, node.domain
-        texts = (op_type, node.name, node.doc_string, *node.input, *node.output)
-        if set(map(type, texts)) != {str}:
-            for text in texts:
-                _text(text, inside or "the graph")
+        for text in (op_type, node.name, node.doc_string):
+            _text(text, inside or "the graph")
         domain = _domain(given, inside)
         if domain != given:
             node.domain = domain
@@ -310,6 +309,9 @@ def _makers(body: _Body, given: set[str], inside: str) -> dict[str, int]:
                 raise ModelError(f"it makes {name!r}, which is made by {other} already", where=_label(node, inside))
             if name:
                 maker[name] = index
+    if not set(map(type, maker)) <= {str}:
+        for name in maker:
+            _text(name, inside or "the graph")
     return maker
 
 
