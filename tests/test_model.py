@@ -200,6 +200,17 @@ def test_weights_survive_wherever_they_are(
         assert tensor.tobytes() == other.tobytes(), name
 
 
+@pytest.mark.parametrize("axes", [(2, 1, 0), (0, 2, 1), (1, 0, 2)])
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.BOOL])
+def test_a_transposed_weight_is_written_in_its_order(axes: tuple[int, ...], dtype: ir.DataType, tmp_path: Path) -> None:
+    loaded = model.load(write(everywhere(), tmp_path / "in.onnx"))
+    array = np.arange(70 * 3 * 130).reshape(70, 3, 130).astype(dtype.numpy()).transpose(axes)[:, ::-1]
+    loaded.graph.initializers.add(ir.Value(name="turned", const_value=ir.Tensor(array, dtype)))
+    again = model.load(model.save(loaded, tmp_path / "out.onnx").path)
+    written = dict(model.weights(again))["turned"]
+    assert (written.dtype, written.tobytes()) == (dtype, array.tobytes())
+
+
 def test_a_small_model_is_written_byte_by_byte_as_protobuf_would(tmp_path: Path) -> None:
     saved = model.save(model.load(write(everywhere(), tmp_path / "in.onnx")), tmp_path / "out.onnx")
     data = saved.path.read_bytes()
