@@ -186,11 +186,12 @@ class Collapse:
         dims = None if source is None else self.known.dims(node.outputs[0])
         if source is None or dims is None:
             return False
-        producer = source.producer()
-        if dims != self.known.dims(source) and (producer is None or producer.op_type not in KEEP_ORDER):
+        producer, given = source.producer(), self.known.dims(source)
+        alike = _have_same_dims(dims, given)
+        if not alike and (producer is None or producer.op_type not in KEEP_ORDER):
             return False
         found, in_order = None, self.keeps_order(node)
-        if dims == self.known.dims(source) and (in_order or (node.op_type not in _IN_ORDER_MAYBE and self.keeps_all(node))):
+        if alike and (in_order or (dims == given and node.op_type not in _IN_ORDER_MAYBE and self.keeps_all(node))):
             found = source
         for _ in range(_LONGEST_CHAIN if found is None and in_order else 0):
             producer = source.producer()
@@ -200,7 +201,7 @@ class Collapse:
             if before is None:
                 break
             source = before
-            if self.known.dims(source) == dims:
+            if _have_same_dims(dims, self.known.dims(source)):
                 found = source
                 break
         return found is not None and self.put(
@@ -272,21 +273,33 @@ class Collapse:
         copied = [dim for dim, size in zip(dims, target, strict=False) if size == 0]
         return any(isinstance(dim, Poly) and dim.has_unknown for dim in copied)
 
+    def is_as_undetermined(self, nodes: Sequence[ir.Node], target: Sequence[int], dims: Dims) -> bool:
+        """Whether one of the nodes fails wherever a Reshape to ``target`` does: it has a -1 next to all that this copies."""
+        copied = {dim for dim, size in zip(dims, target, strict=False) if size == 0}
+        for node in nodes:
+            asked = self.known.numbers(node.inputs[1]) if node.op_type == "Reshape" else None
+            if asked is not None and -1 in asked.items:
+                given = self.known.dims(node.outputs[0]) or ()
+                if copied.issubset(dim for dim, size in zip(given, asked.items, strict=False) if size != -1):
+                    return True
+        return False
+
     def merge_reshapes(self, node: ir.Node) -> bool:
         """Skip the operators before a Reshape that only reshape for it."""
-        source, first = node.inputs[0], None
+        source, first, merged = node.inputs[0], None, [node]
         while source is not None and (producer := source.producer()) is not None:
             only = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
             if not only or not self.work.is_operator(producer) or not self.keeps_order(producer):
                 break
             first = source = producer.inputs[0]
+            merged.append(producer)
         if first is None:
             return False
         dims, wanted = self.known.dims(first), self.known.dims(node.outputs[0])
         if wanted is None or dims is None or self.root.opset < _FIRST_RESHAPE_WITH_INPUT:
             return False
         target = encode(wanted, dims)
-        if target is None or (0 in target and -1 in target):
+        if target is None or (0 in target and -1 in target and not self.is_as_undetermined(merged, target, dims)):
             return False
         new = self.insert(node, "Reshape", [first, self.vector(node, target)], [])
         return self.put(node, new, "merged into one Reshape", "they only reshape one after the other")
@@ -448,6 +461,14 @@ def encode(wanted: Dims, dims: Dims) -> list[int] | None:
         else:
             return None
     return target
+
+
+def _have_same_dims(a: Dims, b: Dims | None) -> bool:
+    """Whether tensors of as many elements have the same dimensions: if all but one are equal and not 0, so is that one."""
+    if a == b or b is None or len(a) != len(b):
+        return a == b
+    equal = [dim for dim, other in zip(a, b, strict=True) if dim == other]
+    return len(equal) == len(a) - 1 and not any(dim == 0 or (isinstance(dim, Poly) and dim.has_unknown) for dim in equal)
 
 
 def has_one_place(node: ir.Node) -> bool:

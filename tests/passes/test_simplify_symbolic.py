@@ -219,6 +219,31 @@ def test_a_dimension_that_nobody_knows_is_equal_to_itself():
     assert not {"Reshape", "Expand", "Shape"} & {*operators(result)}
 
 
+def test_a_reshape_whose_input_has_one_dimension_that_nobody_knows_has_the_same():
+    model = from_text("""g (float[N, T, 8] x, float[N, S, 8] m) => (float[N, T, 8] y) <int64[1] eight = {8}> {
+        a = Add(x, m)
+        s = Shape(x)
+        n = Shape<start = 0, end = 1>(x)  t = Shape<start = 1, end = 2>(x)
+        shape = Concat<axis = 0>(n, t, eight)
+        b = Reshape(a, shape)
+        y = Relu(b)
+    }""")
+    assert operators(simplified(model, *feeds(5, 8, m=(1, 8)))) == ["Add", "Relu"]
+
+
+def test_what_reshapes_after_a_reshape_to_a_rest_is_merged_with_it():
+    model = from_text("""g (float[N, T, 2, 4] x, float[N, S, 2, 4] m) => (float[N, T, 1, 8] y)
+    <int64[1] eight = {8}, int64[1] axis = {2}> {
+        a = Add(x, m)
+        n = Shape<start = 0, end = 1>(x)  t = Shape<start = 1, end = 2>(x)
+        shape = Concat<axis = 0>(n, t, eight)
+        b = Reshape(a, shape)
+        c = Unsqueeze(b, axis)
+        y = Relu(c)
+    }""")
+    assert operators(simplified(model, *feeds(5, 2, 4, m=(1, 2, 4)))) == ["Add", "Reshape", "Relu"]
+
+
 @pytest.mark.parametrize("graph_output", [False, True])
 def test_a_computed_shape_that_is_asked_for_is_still_given(graph_output: bool):
     outputs = "float[N, 24] y, int64[2] t" if graph_output else "float[N, 24] y"
