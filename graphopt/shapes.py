@@ -17,29 +17,30 @@ import onnx
 import onnx_ir as ir
 
 from . import walk
+from .again import Facts, Reads, again, is_known
 from .graphs import constant
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, nodes, subgraphs
 
-__all__ = ["Facts", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs"]
+__all__ = ["Facts", "Reads", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
 _LENGTHEN = frozenset({"Concat", "ConstantOfShape", "Expand", "Range", "Tile"})
 """Operators that can make a long vector of a few numbers."""
 _SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
-"""Those among them whose output has as many axes as this input has numbers, or more."""
+"""Those among them whose output has as many axes as this input has numbers, or more: where it has one, it is so long, or the
+vector is so many times longer."""
 _LONG = 100_000
+_UNLIMITED = 1 << 63
 _MOST_AXES = 32
 """How many axes a tensor has at most, as NumPy has it."""
 
 _KEPT = "graphopt.facts"
 """Key of ``model.meta`` under which ``keep`` leaves facts."""
 
-Facts = dict[ir.Value, ir.TypeAndShape]
 
-
-def infer(model: ir.Model, known: Facts | None = None) -> Facts:
+def infer(model: ir.Model, known: Facts | None = None, before: Reads | None = None) -> Facts:
     """Types and shapes of the values of all graphs and subgraphs; what is not known is left out. The model stays as it is.
 
     Function bodies are not covered: their values have no one shape.
@@ -47,6 +48,7 @@ def infer(model: ir.Model, known: Facts | None = None) -> Facts:
     Args:
         model: Any model, sorted.
         known: What was known before the graph was rewired so that every value still holds what it held: stays true.
+        before: What the nodes of the main graph read when that was inferred.
     """
     kept = model.meta.pop(_KEPT, None)
     if kept is not None and _is_same(kept[0], _parts(model)):
@@ -54,7 +56,7 @@ def infer(model: ir.Model, known: Facts | None = None) -> Facts:
         return found
     inputs = {value: ir.TypeAndShape(value.type, value.shape) for value in model.graph.inputs}
     constants = {value: tensor for value, tensor in graph_initializers(model) if not _is_overridable(value, model)}
-    return facts(model, inputs, constants, known)
+    return facts(model, inputs, constants, known, before)
 
 
 def keep(model: ir.Model, found: Facts) -> None:
@@ -91,11 +93,6 @@ def _is_same(before: list[object], now: list[object]) -> bool:
     return len(before) == len(now) and before[0] == now[0] and all(map(operator.is_, before[1:], now[1:]))
 
 
-def is_known(known: ir.TypeAndShape | None) -> bool:
-    """Whether of a value everything is known: its type, and of each dimension the size or a symbol."""
-    return known is not None and known.shape is not None and not known.shape.has_unknown_dim()
-
-
 def _is_overridable(value: ir.Value, model: ir.Model) -> bool:
     """Whether a caller may give another value: it is no constant then."""
     return value.is_graph_input() and value.graph is model.graph
@@ -106,6 +103,7 @@ def facts(
     stated: Mapping[ir.Value, ir.TypeAndShape],
     constants: Mapping[ir.Value, ir.TensorProtocol],
     known: Mapping[ir.Value, ir.TypeAndShape] | None = None,
+    before: Reads | None = None,
 ) -> Facts:
     """What inference finds out about a model.
 
@@ -114,23 +112,27 @@ def facts(
         stated: Types and shapes that are taken for granted; the inputs' among them.
         constants: Values that are always the same tensor; initializers, or what nodes give.
         known: True of some values; where all dimensions are fixed there is nothing to add, and it is taken as it is.
+        before: What the nodes of the main graph read when that was inferred.
     """
-    certain = {value: fact for value, fact in (known or {}).items() if fact.shape is not None and fact.shape.is_static()}
-    skeleton = Skeleton(model, stated, constants)
+    known = known or {}
+    nodes, others = again(model.graph, known, before or {}) if known else (None, {})
+    skeleton = Skeleton(model, stated, constants, nodes, others)
     types: dict[str, onnx.TypeProto] | None = None
-    lengthening = [v for node in nodes(model.graph) if node.op_type in _LENGTHEN for v in node.outputs if v.name]
-    if any(_may_be_long((known or {}).get(value)) for value in lengthening) and (lengthened := _lengthened(model)):
+    if lengthened := _lengthened(model, known, constants):
         types = _types(skeleton, follow_values=False)
-        if not any(name in types and _is_long(types[name]) for name in map(skeleton.names.__getitem__, lengthened)):
+        if not any(_is_long(types[name]) for value in lengthened if (name := skeleton.names.get(value)) in types):
             types = None
     if types is None:
         types = _types(skeleton, follow_values=True)
-    found = _of_constants(constants)
+    found = _of_constants(constants) | others
     read: dict[bytes, tuple[ir.DataType, ir.Shape | None]] = {}
     for value, name in skeleton.names.items():
-        if value in certain:
-            found[value] = certain[value]
-        elif value not in found and name in types:
+        if value in found:
+            continue
+        fact = known.get(value)
+        if fact is not None and fact.shape is not None and fact.shape.is_static():
+            found[value] = fact
+        elif name in types:
             found[value] = _type_and_shape(types[name], read)
     return found
 
@@ -168,24 +170,32 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _lengthened(model: ir.Model) -> list[ir.Value]:
+def _lengthened(
+    model: ir.Model, known: Mapping[ir.Value, ir.TypeAndShape], constants: Mapping[ir.Value, ir.TensorProtocol]
+) -> list[ir.Value]:
     """Values that may be vectors of many more elements than the vectors that the graph is given.
 
-    A Concat is as long as all that it reads together; of other operators, those count whose output has one axis for all that
-    is known. That takes longer to find out by inference.
+    A Concat is as long as all that it reads together; of other operators, those count that may have one axis of any length for
+    all that is known. That takes longer to find out by inference, which knows the length of a Range that reads constants.
     """
+    listed = [*nodes(model.graph)]
+    if not any(_may_be_long(known.get(value)) for node in listed if node.op_type in _LENGTHEN for value in node.outputs):
+        return []
     found: list[ir.Value] = []
     longest: dict[ir.Value | None, int] = {}  # how many elements each value has at most, if it is a vector
-    for node in nodes(model.graph):
-        kind = node.op_type
-        lengths = [longest.get(value) or _given_length(value) for value in node.inputs]
+    for node in listed:
+        kind, inputs = node.op_type, node.inputs
+        lengths = [longest.get(value) or _given_length(value) for value in inputs]
         length = _MOST_AXES if kind == "Shape" else max(lengths, default=1)
         if kind == "Concat" and node.attributes.get_int("axis", 0) in {0, -1}:
             length = sum(lengths)
         longest |= dict.fromkeys(node.outputs, length)
-        few_axes = kind == "Range" or (kind in _SHAPED and _numbers(node.inputs[_SHAPED[kind]]) < 2)
-        if few_axes or (kind == "Concat" and length > _LONG):
-            found += [value for value in node.outputs if value.name]
+        if kind in _SHAPED:
+            length *= _asked(inputs[_SHAPED[kind]])
+        elif kind == "Range" and all(value in constants for value in inputs):
+            length = _UNLIMITED
+        if kind in _LENGTHEN and length > _LONG:
+            found += [value for value in node.outputs if value.name and _may_be_long(known.get(value))]
     return found
 
 
@@ -195,12 +205,12 @@ def _given_length(value: ir.Value | None) -> int:
     return max(dims[0], 1) if len(dims) == 1 and isinstance(dims[0], int) else 1
 
 
-def _numbers(value: ir.Value | None) -> int:
-    """How many numbers a vector has at least."""
-    tensor, producer = constant(value), None if value is None else value.producer()
+def _asked(target: ir.Value | None) -> int:
+    """How often a vector is longer at most where an operator is given this as a shape: more numbers than one are more axes."""
+    tensor, producer = constant(target), None if target is None else target.producer()
     if tensor is not None:
-        return tensor.size
-    return len(producer.inputs) if producer is not None and producer.op_type == "Concat" else 0
+        return int(tensor.numpy().item()) if tensor.size == 1 else 1
+    return 1 if producer is not None and producer.op_type == "Concat" and len(producer.inputs) > 1 else _UNLIMITED
 
 
 def _is_long(proto: onnx.TypeProto) -> bool:

@@ -7,7 +7,8 @@ types of what enters and leaves a graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -28,10 +29,17 @@ class Skeleton:
         model: Any model.
         stated: Types and shapes that are taken for granted; the inputs' among them.
         constants: Tensors of values that are always the same. One that a node gives takes its place for all readers.
+        nodes: Those of the main graph that are in it, in order; all if that is None.
+        others: What is known of values that the others give.
     """
 
     def __init__(
-        self, model: ir.Model, stated: Mapping[ir.Value, ir.TypeAndShape], constants: Mapping[ir.Value, ir.TensorProtocol]
+        self,
+        model: ir.Model,
+        stated: Mapping[ir.Value, ir.TypeAndShape],
+        constants: Mapping[ir.Value, ir.TensorProtocol],
+        nodes: Sequence[ir.Node] | None = None,
+        others: Mapping[ir.Value, ir.TypeAndShape] = MappingProxyType({}),
     ) -> None:
         self.names: dict[ir.Value, str] = {}
         """The name that each value of the main graph and its subgraphs has in the skeleton."""
@@ -44,7 +52,11 @@ class Skeleton:
         self.proto = onnx.ModelProto(ir_version=model.ir_version)
         for domain, version in model.opset_imports.items():
             self.proto.opset_import.add(domain=domain, version=version)
-        self._graph(model.graph, self.proto.graph)
+        self._others = others
+        self._graph(model.graph, self.proto.graph, model.graph if nodes is None else nodes)
+        for value, fact in others.items():
+            if value in self.names:
+                _type(self.proto.graph.input.add(name=self.names[value]), fact.type, fact.shape)
         names, self.names = self.names, {}
         for function in model.functions.values():
             self._function(function, self.proto.functions.add())
@@ -59,15 +71,11 @@ class Skeleton:
             name = self.names[value] = f"v{len(self.names)}"
         return name
 
-    def _graph(self, graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    def _graph(self, graph: ir.Graph, proto: onnx.GraphProto, nodes: Iterable[ir.Node]) -> None:
         proto.name = "graph"
         for value in graph.inputs:
             self._info(value, proto.input.add())
-        for value in graph.initializers.values():
-            tensor = self._constants.get(value)
-            if tensor is not None:
-                _tensor(proto.initializer.add(name=self._name(value)), tensor)
-        for node in graph:
+        for node in nodes:
             self._node(node, proto.node.add())
             for value in node.outputs:
                 if value in self._stated and not value.is_graph_output():
@@ -75,7 +83,12 @@ class Skeleton:
                 if value in self._replaced:  # in this very graph: inference does not look for contents in those around it
                     _tensor(proto.initializer.add(name=self._replaced[value]), self._constants[value])
         for value in graph.outputs:
-            self._info(value, proto.output.add())
+            if value not in self._others:
+                self._info(value, proto.output.add())
+        for value in graph.initializers.values():
+            tensor = self._constants.get(value) if value in self.names else None
+            if tensor is not None:
+                _tensor(proto.initializer.add(name=self.names[value]), tensor)
 
     def _info(self, value: ir.Value, proto: onnx.ValueInfoProto) -> None:
         proto.name = self._name(value)
@@ -83,10 +96,7 @@ class Skeleton:
         kind, shape = (value.type, None) if known is None else (known.type, known.shape)
         if known is None and tensor is not None:  # an initializer that is an output: inference believes what an output says
             kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-        if kind is not None:
-            ir.serde.serialize_type_into(proto.type, kind)
-            if shape is not None:
-                ir.serde.serialize_shape_into(proto.type, shape)
+        _type(proto, kind, shape)
 
     def _node(self, node: ir.Node, proto: onnx.NodeProto) -> None:
         proto.op_type, name = node.op_type, self._name
@@ -116,7 +126,7 @@ class Skeleton:
         else:
             self.branches = True
             for graph in [value] if kind is _KIND.GRAPH else value:
-                self._graph(graph, proto.g if kind is _KIND.GRAPH else proto.graphs.add())
+                self._graph(graph, proto.g if kind is _KIND.GRAPH else proto.graphs.add(), graph)
 
     def _function(self, function: ir.Function, proto: onnx.FunctionProto) -> None:
         proto.domain, proto.name, proto.overload = function.domain, function.name, function.overload
@@ -131,6 +141,13 @@ class Skeleton:
         for node in function:
             self._node(node, proto.node.add())
         proto.output.extend(map(self._name, function.outputs))
+
+
+def _type(proto: onnx.ValueInfoProto, kind: ir.TypeProtocol | None, shape: ir.ShapeProtocol | None) -> None:
+    if kind is not None:
+        ir.serde.serialize_type_into(proto.type, kind)
+        if shape is not None:
+            ir.serde.serialize_shape_into(proto.type, shape)
 
 
 def _tensor(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> None:

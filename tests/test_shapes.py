@@ -95,3 +95,30 @@ def test_what_was_kept_is_believed_of_the_same_graph_only():
     shapes.keep(model, {})
     node.replace_input_with(0, model.graph.inputs[0])
     assert shape_of(shapes.infer(model), "y") == ["N", 4]
+
+
+def test_where_a_graph_was_rewired_as_much_is_known_as_if_nothing_had_been_known_before():
+    model = ir.from_proto(
+        from_text("""g (float[N, 4] x, float[8, 2] z, int64[2] s, bool flag) => (float[a, b] y, float[c, d] w, float[e, f] v)
+        <int64[2] flat = {-1, 2}> {
+            early = Relu(x)  hidden = Reshape(early, s)  pairs = Reshape(hidden, flat)  size = Shape(pairs)
+            wide = Reshape(early, size)  y = Exp(wide)  w = Neg(early)
+            v = If(flag) <then_branch = t () => (float[p, q] g1) { g1 = Tanh(wide) },
+                          else_branch = e () => (float[p, q] g2) { g2 = Tanh(pairs) }>
+        }""")
+    )
+    known = shapes.infer(model)
+    before = {node: node.inputs for node in model.graph}
+    pairs = next(node for node in model.graph if node.outputs[0].name == "pairs")
+    assert shape_of(known, "pairs") == [None, 2]
+    pairs.replace_input_with(0, model.graph.inputs[1])  # its input has dimensions that are known
+    again, anew = shapes.infer(model, known, before), shapes.infer(model)
+    assert shape_of(again, "wide") == [8, 2]
+    assert again == anew
+
+
+def test_a_node_that_nothing_was_known_of_is_looked_at_again():
+    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { a = Relu(x)  y = Exp(a) }"))
+    before = {node: node.inputs for node in model.graph}
+    known = {model.graph.inputs[0]: ir.TypeAndShape(model.graph.inputs[0].type, None)}
+    assert shape_of(shapes.infer(model, known, before), "y") == ["N", 4]

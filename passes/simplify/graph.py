@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt import walk
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
 from graphopt.model.weights import listed, weight_bytes
-from graphopt.shapes import Facts, shape_of
+from graphopt.shapes import Facts, Reads, shape_of
 from graphopt.walk import defined, subgraphs
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class Work:
     """Where a step needs to look, in order: close to what has changed since it did; None is everywhere."""
     inferred: bool = False
     """Whether the facts are what inference says of the graph as it is."""
+    inferred_from: Reads = field(default_factory=dict)
+    """What the nodes of the main graph read when types and shapes were last inferred."""
     learnt: set[ir.Node] | None = field(default_factory=set)
     """The nodes of whose outputs inference says something else than before, since somebody asked; None is all."""
     symbolic: Symbolic | None = None

@@ -17,7 +17,8 @@ def learn(work: Work) -> list[Change]:
     """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says what more is known of now."""
     if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
         return []
-    known, work.facts, work.inferred = work.facts, infer(work.model, work.facts), True
-    told = (value for value, fact in work.facts.items() if not value.is_initializer() and known.get(value) != fact)
+    known, work.facts, work.inferred = work.facts, infer(work.model, work.facts, work.inferred_from), True
+    work.inferred_from = {node: node.inputs for node in work.model.graph}
+    told = (value for value, fact in work.facts.items() if (before := known.get(value)) is not fact and before != fact)
     work.learnt = {node for value in told if (node := value.producer()) is not None} if known else None
     return []
