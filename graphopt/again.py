@@ -45,19 +45,19 @@ def again(graph: ir.Graph, known: Mapping[ir.Value, ir.TypeAndShape], before: Re
                 needed.add(node)
                 unsettled.update(found)
     for node in reversed(nodes):
-        if node in needed:
-            for value in _reads(node):
-                producer = None if value is None else value.producer()
-                if value is not None and producer is not None and _may_be_followed(producer, known.get(value)):
-                    needed.add(producer)
+        for value in _reads(node) if node in needed else ():
+            producer = None if value is None or value in unsettled else value.producer()
+            if value is not None and producer is not None and _may_be_followed(producer, known.get(value)):
+                needed.add(producer)
     others = (value for node in nodes if node not in needed for value in node.outputs)
     return [node for node in nodes if node in needed], {value: known[value] for value in others if value in known}
 
 
 def is_known(known: ir.TypeAndShape | None) -> bool:
     """Whether of a value everything is known: its type, and of each dimension the size or a symbol."""
-    shape = None if known is None else known.shape
-    return shape is not None and not any(dim.value is None for dim in shape.dims if not isinstance(dim, int))
+    if known is None or known.shape is None:
+        return False
+    return None not in [dim.value for dim in known.shape.dims if not isinstance(dim, int)]
 
 
 def _is_settled(known: ir.TypeAndShape | None) -> bool:
@@ -75,5 +75,5 @@ def _may_be_followed(node: ir.Node, known: ir.TypeAndShape | None) -> bool:
 
 def _reads(node: ir.Node) -> Iterable[ir.Value | None]:
     """What a node and those of its subgraphs read."""
-    inner = (inner.inputs for graph in walk.subgraphs(node) for inner in walk.nodes(graph))
-    return chain(node.inputs, *inner)
+    graphs = walk.subgraphs(node)
+    return chain(node.inputs, *(inner.inputs for graph in graphs for inner in walk.nodes(graph))) if graphs else node.inputs

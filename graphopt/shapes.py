@@ -182,14 +182,17 @@ def _lengthened(
     if not any(_may_be_long(known.get(value)) for node in listed if node.op_type in _LENGTHEN for value in node.outputs):
         return []
     found: list[ir.Value] = []
-    longest: dict[ir.Value | None, int] = {}  # how many elements each value has at most, if it is a vector
+    shapes = {value: value.shape for value in model.graph.inputs} | {value: t.shape for value, t in constants.items()}
+    vectors = {value: shape.dims[0] for value, shape in shapes.items() if shape is not None and len(shape) == 1}
+    longest = {value: dim for value, dim in vectors.items() if isinstance(dim, int)}
     for node in listed:
         kind, inputs = node.op_type, node.inputs
-        lengths = [longest.get(value) or _given_length(value) for value in inputs]
+        lengths = [longest[value] for value in inputs if value in longest]  # of what they hold at most, if they are vectors
         length = _MOST_AXES if kind == "Shape" else max(lengths, default=1)
         if kind == "Concat" and node.attributes.get_int("axis", 0) in {0, -1}:
-            length = sum(lengths)
-        longest |= dict.fromkeys(node.outputs, length)
+            length = sum(lengths) + len(inputs) - len(lengths)
+        if length > 1:
+            longest.update(dict.fromkeys(node.outputs, length))
         if kind in _SHAPED:
             length *= _asked(inputs[_SHAPED[kind]])
         elif kind == "Range" and all(value in constants for value in inputs):
@@ -197,12 +200,6 @@ def _lengthened(
         if kind in _LENGTHEN and length > _LONG:
             found += [value for value in node.outputs if value.name and _may_be_long(known.get(value))]
     return found
-
-
-def _given_length(value: ir.Value | None) -> int:
-    """The length of a vector that the graph is given; 1 for what is no vector."""
-    dims = () if value is None or value.shape is None or value.producer() is not None else value.shape.dims
-    return max(dims[0], 1) if len(dims) == 1 and isinstance(dims[0], int) else 1
 
 
 def _asked(target: ir.Value | None) -> int:
