@@ -27,6 +27,7 @@ import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import onnx_ir as ir
@@ -103,6 +104,8 @@ class _Step:
     """Whether it asks inference."""
     neutral: bool = False
     """Whether inference says the same after it of all that is left."""
+    once: bool = False
+    """Whether it looks only at what it is given in the beginning."""
 
 
 class Simplify(Pass):
@@ -152,7 +155,7 @@ class Simplify(Pass):
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""
         changes: list[Change] = []
         groups, watch = self._groups(), Watch(work, dead=self.options.dead)
-        due: dict[_Step, Where] = {step: None for group in groups for step in group}
+        due: dict[_Step, Where] = {step: None for group in groups[:-1] for step in group} | {step: set() for step in groups[-1]}
         behind: set[_Step] = set()  # these have not seen the last change, of which is not known yet where it is
 
         def is_due(step: _Step) -> bool:
@@ -171,7 +174,7 @@ class Simplify(Pass):
             changes += done
             if done:
                 work.changed(neutral=step.neutral)
-                behind.update(other for other in due if not (step.neutral and other.infers))
+                behind.update(other for other in due if not (other.once or (step.neutral and other.infers)))
                 behind.difference_update([step] if step.thorough else [])
             learnt = watch.learnt()
             for other, there in due.items():
@@ -182,13 +185,14 @@ class Simplify(Pass):
         """The chosen steps, in the order in which each helps the next; from ``learn`` on they ask for types and shapes.
 
         Those of a group are repeated before others run: each makes the next one due close to what it changed, and nowhere else.
+        The last group runs when the others have nothing more to do, if anything has changed.
         """
         options = self.options
-        identities, dead = _Step(remove_identities, local=True, by_facts=True), _Step(remove_dead, thorough=True, neutral=True)
+        identities, dead = _Step(remove_identities, local=True, by_facts=True), partial(_Step, remove_dead, neutral=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
             [(options.constants, _Step(lift_constants, local=True))],
-            [(options.dead, dead)],
+            [(options.dead, dead(once=True))],
             [(options.dedupe, _Step(merge_equal_initializers, neutral=True))],
             [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy
             [(options.fold, _Step(fold_constants, local=True, by_facts=True))],  # first what needs no inference: sizes, pads
@@ -202,21 +206,24 @@ class Simplify(Pass):
             ],
             [(options.zeros, _Step(drop_zero_terms, by_facts=True))],
             [(options.cse, _Step(merge_equal_nodes))],
-            [(options.dead, dead)],
+            [(options.dead, dead(thorough=True))],
         ]
         return [[step for chosen, step in group if chosen] for group in groups]
 
 
 def _in_turn(groups: list[list[_Step]], is_due: Callable[[_Step], bool], most: int) -> Iterator[_Step]:
     """The steps that are due, until none is; all of them, and a group of several, ``most`` times at most."""
+    *others, last = groups
     for _ in range(most):
-        for group in groups:
+        for group in others:
             for _ in range(most):
                 yield from filter(is_due, group)
                 if len(group) == 1 or not any(map(is_due, group)):
                     break
-        if not any(is_due(step) for group in groups for step in group):
-            break
+        if not any(map(is_due, chain(*others))):
+            yield from filter(is_due, last)
+            if not any(map(is_due, chain(*others))):
+                break
 
 
 def _left_alone(work: Work) -> list[Change]:

@@ -29,11 +29,10 @@ _OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1,
 def remove_dead(work: Work) -> list[Change]:
     """Remove dead nodes, outputs, initializers and functions."""
     changes: list[Change] = []
-    effects, kept = _functions_with_effects(work.model), work.annotated_names()
+    effects = _functions_with_effects(work.model)
     for root in work.roots:
         _sweep(work, root, root.graph, effects, changes)
-        for graph in root.graphs:
-            changes += remove_initializers(work, [*graph.initializers.values()], kept)
+    changes += remove_unused_initializers(work)
     changes += _remove_functions(work.model)
     return changes
 
@@ -79,6 +78,12 @@ def _is_dead(work: Work, node: ir.Node, effects: set[ir.OperatorIdentifier]) -> 
             return False
     identifier = node.op_identifier()
     return identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
+
+
+def remove_unused_initializers(work: Work) -> list[Change]:
+    """Remove the initializers that nothing uses."""
+    listed = [value for root in work.roots for graph in root.graphs for value in graph.initializers.data.values()]
+    return remove_initializers(work, listed, work.annotated_names())
 
 
 def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) -> list[Change]:

@@ -20,7 +20,7 @@ from graphopt import walk
 from graphopt.contracts import Change
 
 from .contents import CONTENTS
-from .dead import removals, remove_dead_nodes
+from .dead import removals, remove_dead_nodes, remove_unused_initializers
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 
@@ -68,9 +68,11 @@ class Watch:
             touched |= dict.fromkeys(node for node, home in self._homes.items() if homes.get(node) is not home)
         read = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
         values = dict.fromkeys(chain(*read, *(node.inputs for node in touched)))
-        for node in self._without_dead([*touched, *_producers(values)]) if self._dead else ():
-            values |= dict.fromkeys(before.get(node, ()))
-            touched.pop(node, None)
+        if self._dead:
+            for node in self._without_dead([*touched, *_producers(values)]):
+                values |= dict.fromkeys(before.get(node, ()))
+                touched.pop(node, None)
+            self.removed += remove_unused_initializers(self._work)
         readers = {use.node for value in values if value is not None and value.producer() for use in value.uses()}
         return self._close_to({*touched, *_producers(values), *readers} | self._follow(touched))
 
