@@ -89,7 +89,7 @@ class SimplifyOptions(PassOptions):
     iterations: int = Field(20, ge=1, description="how often the steps are repeated at most; they stop when nothing changes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself: their hashes are asked for thousands of times
 class _Step:
     """A step, and what makes it due again besides a change of the graph."""
 

@@ -69,7 +69,8 @@ class Watch:
         read = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
         values = dict.fromkeys(chain(*read, *(node.inputs for node in touched)))
         if self._dead:
-            for node in self._without_dead([*touched, *_producers(values)]):
+            unread = (value for value in values if value is not None and not value.uses())
+            for node in self._without_dead([*touched, *_producers(unread)]):
                 values |= dict.fromkeys(before.get(node, ()))
                 touched.pop(node, None)
             self.removed += remove_unused_initializers(self._work)

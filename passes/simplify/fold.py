@@ -91,14 +91,12 @@ class _Folded:
 
     def may_be_known(self, node: ir.Node) -> bool:
         """Whether each input is the same always, or unless a caller overrides it; or no more of it is read than its shape."""
-        if node.op_type in _TYPE_AND_SHAPE_ONLY:
-            return True
         for value in node.inputs:
             if value is None or value in self.tensors or value.is_initializer():
                 continue
             producer = value.producer()
-            if producer is None or constant_tensor(producer) is None:
-                return False
+            if producer is None or producer.op_type != "Constant" or constant_tensor(producer) is None:
+                return node.op_type in _TYPE_AND_SHAPE_ONLY
         return True
 
     def home(self, node: ir.Node) -> ir.Graph:
@@ -107,12 +105,13 @@ class _Folded:
         So branches that compute the same from weights around them share the result.
         """
         assert node.graph is not None
-        known = {v: tensor for v in node.inputs if v is not None and (tensor := self.known(v)) is not None}
-        homes = {value: self.homes.get(value) or value.graph or node.graph for value in known}
-        if not homes or node.op_type in _TYPE_AND_SHAPE_ONLY:
+        if node.op_type in _TYPE_AND_SHAPE_ONLY:
             return node.graph
-        alike = len({*homes.values()}) == 1
-        return homes[next(iter(homes)) if alike else max(homes, key=lambda value: tensor_bytes(known[value]))]
+        homes = {v: home for v in node.inputs if v is not None and (home := self.homes.get(v, v.graph)) is not None}
+        if len({*homes.values()}) == 1:
+            return next(iter(homes.values()))
+        sizes = {value: tensor_bytes(tensor) for value in homes if (tensor := self.known(value)) is not None}
+        return homes[max(sizes, key=sizes.__getitem__)]
 
     def identity(self, value: ir.Value) -> ir.Value:
         """The first of the values that can be one constant: the same bytes, in the same graph."""
@@ -126,7 +125,7 @@ class _Folded:
         start = self.homes[value], tensor.dtype, tensor.shape.numpy(), tensor.numpy().flat[:_START].tobytes()
         alike = self.alike.setdefault(start, [])
         for other in alike:
-            if tensor.size <= _START or self.tensors[other].tobytes() == tensor.tobytes():
+            if tensor.size <= _START or _are_same(self.tensors[other].numpy(), tensor.numpy()):
                 return other
         alike.append(value)
         return value
@@ -221,6 +220,11 @@ def _compute(node: ir.Node, opset: int, inputs: list[ir.TensorProtocol | None], 
             raise Refused(f"computing it would take {(size + read) / 1e6:.0f} MB of memory")
     arrays = evaluate(node, opset, [None if tensor is None else tensor.numpy() for tensor in inputs])
     return [ir.Tensor(array.copy() if _is_mapped(array) else array) for array in arrays]
+
+
+def _are_same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one type and shape have the same bytes."""
+    return np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
 
 
 def _is_mapped(array: np.ndarray) -> bool:

@@ -32,7 +32,7 @@ class Root:
     initializers: bool
     """Whether constants may be initializers; else they must be Constant nodes (functions, old IR versions)."""
     subgraphs: Mapping[ir.Node, Sequence[ir.Graph]]
-    """Those of each node that has some, and of nodes that are gone."""
+    """Those of each node that has some, a node before those in its subgraphs, and of nodes that are gone."""
     taken: dict[tuple[ir.Graph, str], set[str]]
     """The names of all values and of all nodes that there have been since they were first asked for."""
 
@@ -51,9 +51,7 @@ class Root:
     @cached_property
     def graphs(self) -> Sequence[ir.Graph]:
         """The graph and all its subgraphs, each before its own."""
-        if self.subgraphs.keys().isdisjoint(self.homes):
-            return [self.graph]
-        return [self.graph, *(graph for node in self.homes for graph in self.subgraphs.get(node, ()))]
+        return [self.graph, *(graph for node, inner in self.subgraphs.items() if node in self.homes for graph in inner)]
 
     def _list(self, graph: ir.Graph, homes: dict[ir.Node, ir.Graph]) -> None:
         found = [*graph]
