@@ -30,7 +30,7 @@ def lift_constants(work: Work) -> list[Change]:
             if tensor is None or tensor.dtype == ir.DataType.STRING or node.outputs[0].is_graph_output():
                 continue
             assert node.graph is not None
-            if isinstance(tensor, ir.TensorProtoTensor):
+            if type(tensor) is ir.TensorProtoTensor:  # isinstance looks through a protocol's members each time
                 tensor = own(tensor)  # whatever is asked of a proto is parsed again each time
             put_constant(root, node.outputs, tensor, node.graph)
             lifted.append(node)

@@ -51,7 +51,7 @@ def merge_equal_initializers(work: Work) -> list[Change]:
 def _kind(value: ir.Value) -> Hashable | None:
     """Type and shape of an initializer; None if it is not to be merged with any other."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype == ir.DataType.STRING or isinstance(tensor, MovedTensor):
+    if tensor is None or tensor.dtype == ir.DataType.STRING or type(tensor) is MovedTensor:
         return None  # computed when it is written, not before
     return None if value.is_graph_input() or value.is_graph_output() else (tensor.dtype, tensor.shape.dims)
 

@@ -80,7 +80,7 @@ class Root:
             self.taken[self.graph, "nodes"] = {node.name for node in self.nodes if node.name}
         return _numbered(name, self.taken[self.graph, "nodes"])
 
-    @property
+    @cached_property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
         return self.opsets.get("", self.opsets.get("ai.onnx", 1))
