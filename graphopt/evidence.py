@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from . import evaluate, timing
+from . import evaluate, noise, pieces, timing
 from .answers import Answers, open_on
-from .contracts import Array, NodeTime, Partition, Progress, Runtime, Session, SessionOptions, Silent
-from .dataset import Dataset
+from .contracts import Array, NodeTime, Partition, Progress, Runtime, Session, SessionOptions, Silent, TensorSpec
+from .dataset import Dataset, Span
 from .errors import ModelError
 from .metrics import MetricFactory
 from .report.schema import (
     LeftBehind,
     MetricRow,
+    NoiseRow,
     OperatorTime,
     OutputDivergence,
     Placement,
@@ -33,6 +35,9 @@ from .report.schema import (
 )
 from .targets import Target
 
+CHECK_SAMPLES = 16
+"""Samples of the differential run after a lossless pass; the written file is compared on all."""
+_PIECES_SAMPLES = 4
 _SHARE = 4
 """A plan that is one of several gets this part of the time limit; the written file gets all of it."""
 _PROFILE_ROUNDS = 30
@@ -93,8 +98,12 @@ class Evidence:
     """Where results of lossless passes are compared: the target, but for one that cannot run what is not ready for it yet."""
     own: Answers | None = None
     """What the target makes of the original; None when the target is the reference, or nothing is compared."""
-    _compared: dict[tuple[Path, int, int], tuple[evaluate.Evaluation, list[str]]] = field(default_factory=dict)
-    """What was found of files on all samples."""
+    _compared: dict[tuple[Path, int, int], tuple[evaluate.Evaluation, Sequence[TensorSpec]]] = field(default_factory=dict)
+    """What was found of files on all samples, and their outputs."""
+    _apart: dict[tuple[Path, Path, int, int], pieces.Pieces | None] = field(default_factory=dict)
+    """What was found of files piece by piece."""
+    _trials: dict[tuple[Span, ...], noise.Trials] = field(default_factory=dict)
+    """The original's own noise, by the samples."""
 
     def open(self, path: Path) -> Session:
         """Open a file on the target."""
@@ -119,26 +128,57 @@ class Evidence:
             return str(error)
         return None
 
-    def differences(self, candidate: Path, before: Path | None, samples: int) -> str | None:
-        """Why the result of a lossless pass is not what it was, on the first samples; None when it is.
+    def same(self, candidate: Path, before: Path | None) -> noise.Judged:
+        """Whether the result of a lossless pass is what it was, on the first samples.
 
         Args:
             candidate: The model after the pass.
             before: The model before it; None when that is still equal to the original.
-            samples: How many samples to compare.
+
+        Raises:
+            UnusableError: The target cannot run it.
         """
-        data = self.data.first(samples)
-        try:
-            if before is None and data.spans == self.data.spans and self.between == self.target:
-                _, problems = self._on_all(candidate)
-            else:
-                with self.open_candidate(candidate, self.between) as session, ExitStack() as stack:
-                    reference = self.reference if before is None else stack.enter_context(self.open_between(before))
-                    found = evaluate.compare(reference, session, data, progress=self.progress)
-                    problems = evaluate.problems(found, session.outputs, self._tolerances())
-        except UnusableError as error:
-            return str(error)
-        return f"the outputs changed: {'; '.join(problems)}" if problems else None
+        data = self.data.first(CHECK_SAMPLES)
+        if before is None and data.spans == self.data.spans and self.between == self.target:
+            return self._judged(candidate)
+        reference, trials = self.reference, self._own_trials(data)
+        if before is not None:
+            reference = evaluate.Reference(partial(self.open_between, before), data)
+            trials = noise.Trials(before, self.open_between, reference, data, seed=self.seed, progress=self.progress)
+        with self.open_candidate(candidate, self.between) as session:
+            found, outputs = evaluate.compare(reference, session, data, progress=self.progress), session.outputs
+        return noise.judge(found, outputs, self._tolerances(), trials, self._in_pieces(before or self.original, candidate))
+
+    def _judged(self, candidate: Path) -> noise.Judged:
+        """Whether a result of lossless passes is the original, on all samples.
+
+        Raises:
+            UnusableError: The target cannot run it.
+        """
+        found, outputs = self._on_all(candidate)
+        in_pieces = self._in_pieces(self.original, candidate)
+        return noise.judge(found, outputs, self._tolerances(), self._own_trials(self.data), in_pieces)
+
+    def _in_pieces(self, before: Path, after: Path) -> Callable[[], pieces.Pieces | None]:
+        """What compares two files piece by piece, if it has not been done."""
+
+        def compared() -> pieces.Pieces | None:
+            key = before, *_state(after)
+            if key not in self._apart:
+                data = self.data.first(_PIECES_SAMPLES)
+                with self.progress.stage("comparing piece by piece"):
+                    self._apart[key] = pieces.compare(before, after, partial(open_on, self.judge), data)
+            return self._apart[key]
+
+        return compared
+
+    def _own_trials(self, data: Dataset) -> noise.Trials:
+        """The original's noise on a part of the data."""
+        if data.spans not in self._trials:
+            open_ = partial(open_on, self.judge)
+            trials = noise.Trials(self.original, open_, self.reference, data, seed=self.seed, progress=self.progress)
+            self._trials[data.spans] = trials
+        return self._trials[data.spans]
 
     def spent(self, candidate: Path, share: float = 1.0) -> tuple[float, str | None]:
         """The part of a share of the budget that a candidate spends on all samples, and why that is too much, if it is.
@@ -159,10 +199,11 @@ class Evidence:
     def validate(self, candidate: Path) -> Validation:
         """Compare the file with the original on all samples."""
         try:
-            found, different = self._on_all(candidate)
-            problems = [] if self.lossy else [*different]
+            found, _ = self._on_all(candidate)
+            judged = noise.Judged(found, []) if self.lossy else self._judged(candidate)
         except UnusableError as error:
-            found, problems = evaluate.Evaluation(0, {}, None), [str(error)]
+            judged = noise.Judged(evaluate.Evaluation(0, {}, None), [str(error)])
+        found, problems = judged.found, [*judged.problems]
         if (over := self._over_budget(found)) is not None and over not in problems:
             problems.append(over)
         return Validation(
@@ -171,24 +212,24 @@ class Evidence:
             reference=self.judge.name,
             generated=self.data.generated,
             outputs={name: divergence_row(divergence) for name, divergence in found.outputs.items()},
+            noise=noise_row(judged),
             metric=metric_row(found.metric),
             max_drop=self.max_drop,
             passed=not problems,
             problems=problems,
         )
 
-    def _on_all(self, candidate: Path) -> tuple[evaluate.Evaluation, list[str]]:
-        """What comparing a file with the original on all samples shows, and what is not equal; done once for a file.
+    def _on_all(self, candidate: Path) -> tuple[evaluate.Evaluation, Sequence[TensorSpec]]:
+        """What comparing a file with the original on all samples shows, and the file's outputs; done once for a file.
 
         Raises:
             UnusableError: The target cannot run it.
         """
-        status = candidate.stat()
-        key = candidate, status.st_mtime_ns, status.st_ino
+        key = _state(candidate)
         if key not in self._compared:
             with self.open_candidate(candidate) as session:
                 found = evaluate.compare(self.reference, session, self.data, self.metric, progress=self.progress)
-                self._compared[key] = found, evaluate.problems(found, session.outputs, self._tolerances())
+                self._compared[key] = found, session.outputs
         return self._compared[key]
 
     def _tolerances(self) -> Mapping[str, float]:
@@ -255,9 +296,24 @@ class Evidence:
         )
 
 
+def _state(path: Path) -> tuple[Path, int, int]:
+    """What is another when the file is written again."""
+    status = path.stat()
+    return path, status.st_mtime_ns, status.st_ino
+
+
 def divergence_row(found: evaluate.Divergence) -> OutputDivergence:
     """A divergence as the report holds it."""
     return OutputDivergence(max_abs=found.max_abs, max_rel=found.max_rel, cosine=found.cosine, sqnr_db=found.sqnr_db)
+
+
+def noise_row(judged: noise.Judged) -> NoiseRow | None:
+    """What had to be known of the original's own noise, as the report holds it."""
+    if judged.noise is None:
+        return None
+    outputs = {name: divergence_row(divergence) for name, divergence in judged.noise.outputs.items()}
+    apart = judged.pieces if not judged.problems else None
+    return NoiseRow(trials=judged.noise.trials, outputs=outputs, jumps=apart.jumps if apart is not None else None)
 
 
 def answers_row(found: Answers | None) -> TargetAnswers | None:

@@ -216,7 +216,7 @@ def _finish(run: Run, journal: Journal) -> Report:
             run.notes += partitions.change(*ends)
         with run.progress.stage(f"writing {job.output.name}"):
             model.move(run.stages[-1].path, job.output)
-    run.notes += _frozen_if_asked(run)
+    run.notes += [*_frozen_if_asked(run), *verdict.explained(judged.validation)]
     if not job.verify:
         run.notes.append("Not verified: the outputs were not compared with the original (--verify off).")
     if not (job.timing or run.original.refused) and targets.availability(run.here).timed:

@@ -22,12 +22,12 @@ from . import answers, cost, feeding, inspection, lossy, model, observe, placeme
 from .contracts import Context, LossyPass, NodeTime, Progress, Session
 from .dataset import Dataset
 from .errors import ModelError
-from .evidence import Evidence
+from .evidence import CHECK_SAMPLES, Evidence
 from .job import Job
 from .recipe import Settled, Step
 from .report.schema import ChangeRow, FigureRow, PassRow
 from .stage import Outcome, Stage
-from .trial import CHECK_SAMPLES, Trial
+from .trial import Trial
 from .workbench import Workbench
 
 LISTED_CHANGES = 5000

@@ -17,13 +17,10 @@ import onnx_ir as ir
 from . import model
 from .contracts import Context, LossyPass, Pass, TensorSpec
 from .errors import GraphoptError, ModelError
-from .evidence import Evidence
+from .evidence import Evidence, UnusableError
 from .stage import Outcome, Stage
 
 _LOG = logging.getLogger(__name__)
-
-CHECK_SAMPLES = 16
-"""Samples of the differential run after a lossless pass; the written file is compared on all."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,19 @@ class Trial:
         if not any(change.done for change in changes):
             return Outcome(True, "nothing to change", changes)
         problem = self.write(before, candidate, path, narrower=rewrite.changes_signature)
-        if problem is None and self.evidence is not None:
-            earlier = before.path if before.lossy else None
-            evidence = self.evidence
-            problem = evidence.differences(path, earlier, CHECK_SAMPLES) if self.verify else evidence.refused(path)
-        if problem is not None:
-            return Outcome(False, problem, changes)
-        why = "the outputs agree with the model before" if self.verify else "not compared (--verify off)"
-        return Outcome(True, why, changes, candidate, path)
+        kept, why = self._is_same(path, before) if problem is None else (False, problem)
+        return Outcome(kept, why, changes, candidate, path) if kept else Outcome(False, why, changes)
+
+    def _is_same(self, path: Path, before: Stage) -> tuple[bool, str]:
+        """Whether what a lossless pass made may be kept, and why or why not."""
+        if self.evidence is None or not self.verify:
+            refused = self.evidence.refused(path) if self.evidence is not None else None
+            return refused is None, refused or "not compared (--verify off)"
+        try:
+            judged = self.evidence.same(path, before.path if before.lossy else None)
+        except UnusableError as error:
+            return False, str(error)
+        return not judged.problems, str(judged)
 
     def write(self, before: Stage, candidate: ir.Model, path: Path, *, narrower: bool = False) -> str | None:
         """Check a candidate and write it; what is wrong with it, if anything.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .contracts import Partition
 from .report import units
-from .report.schema import ModelFacts, PassRow, Timing, Validation
+from .report.schema import ModelFacts, OutputDivergence, PassRow, Timing, Validation
 
 SAME_SIZE = 0.001
 """Files whose sizes differ by less than this part are called equally large."""
@@ -88,10 +88,31 @@ def _size(before: int, after: int) -> str:
 def _answers(validation: Validation | None) -> str:
     if validation is None:
         return "not verified"
-    worst = max((output.max_rel for output in validation.outputs.values()), default=0.0)
+    worst = _worst(validation.outputs)
     agree = "outputs equal" if worst == 0 else f"outputs within {worst:.1e} of the original's"
+    if validation.noise is not None:
+        agree += f", which move by {_worst(validation.noise.outputs):.1e} when its inputs and weights change in the last place"
     if (metric := validation.metric) is None:
         return agree
     pair = f"{units.score(metric.before).text} before and {units.score(metric.after).text} after"
     samples = f"{metric.name} {pair} on {validation.samples:,} sample{'' if validation.samples == 1 else 's'}"
-    return samples if worst > _CLOSE else f"{samples}, {agree}"
+    return samples if worst > _CLOSE and validation.noise is None else f"{samples}, {agree}"
+
+
+def explained(validation: Validation | None) -> list[str]:
+    """Why outputs count as equal that are not, for the notes of the report."""
+    if validation is None or validation.noise is None or not validation.passed:
+        return []
+    noise, count = validation.noise, validation.noise.trials
+    last = "A defect of a pass that changes the outputs by less would not have been seen."
+    if noise.jumps is not None:
+        last = f"Given the original's decisions at {noise.jumps} quantizers and other jumps, all values agree within rounding."
+    return [
+        f"The original blows up rounding: its outputs move by up to {_worst(noise.outputs):.2g} of their peak when its inputs "
+        f"and weights change in the last place ({count} trial{'' if count == 1 else 's'}), so that differences within that "
+        f"count as rounding. {last}"
+    ]
+
+
+def _worst(outputs: Mapping[str, OutputDivergence]) -> float:
+    return max((output.max_rel for output in outputs.values()), default=0.0)

@@ -113,7 +113,8 @@ def _validation(report: Report) -> list[str]:
     if validation is None:
         return []
     outputs = summary.worst_first(validation)
-    rows = [(code(name), *_divergence(output)) for name, output in outputs[:_OUTPUTS]]
+    own = summary.own_noise(validation)
+    rows = [(code(name), *_divergence(output)) for name, output in (*outputs[:_OUTPUTS], *own[:_OUTPUTS])]
     parts = [_table(("output", "max abs", "max rel", "cosine", "SQNR"), rows)] if rows else []
     if len(outputs) > _OUTPUTS:
         parts.append(f"The {len(outputs) - _OUTPUTS} other outputs differ less.")

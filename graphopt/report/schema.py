@@ -128,6 +128,17 @@ class OutputDivergence(_Part):
     sqnr_db: Figure = Field(description='10 log10(sum a^2 / sum (a - b)^2); "Infinity" when equal')
 
 
+class NoiseRow(_Part):
+    """How far the original's own outputs move when its inputs and weights change in the last place (``noise.py``)."""
+
+    trials: int = Field(description="how often they were changed, at random by up to 4 units")
+    outputs: dict[str, OutputDivergence] = Field(description="by name of the output: the worst of all trials")
+    jumps: int | None = Field(
+        description="quantizers and other jumps at which both models were taken apart: given the original's decisions there, "
+        "all values agree; null where that cannot be done: then a defect that changes the outputs by less was not seen"
+    )
+
+
 class MetricRow(_Part):
     """The quality of both models on the same samples."""
 
@@ -145,6 +156,10 @@ class Validation(_Part):
     reference: str = Field("cpu", description="target on which the original's outputs, a, were computed")
     generated: bool = Field(description="true: inputs were generated, so the metric says nothing about accuracy")
     outputs: dict[str, OutputDivergence] = Field(description="by name of the output")
+    noise: NoiseRow | None = Field(
+        None,
+        description="what had to be known to tell the differences from a defect; null where outputs agree within rounding",
+    )
     metric: MetricRow | None
     max_drop: float | None = Field(description="how far the metric may fall, absolute; null when there is no such bound")
     passed: bool

@@ -170,6 +170,11 @@ def worst_first(validation: Validation) -> list[tuple[str, OutputDivergence]]:
     return sorted(validation.outputs.items(), key=lambda item: -math.inf if math.isnan(item[1].sqnr_db) else item[1].sqnr_db)
 
 
+def own_noise(validation: Validation) -> list[tuple[str, OutputDivergence]]:
+    """The original's own noise, as rows after those of the outputs; none where it was not measured."""
+    return [(f"{name}, own noise", row) for name, row in (validation.noise.outputs.items() if validation.noise else ())]
+
+
 def changes_made(row: PassRow) -> tuple[int, int]:
     """How many listed changes were done and how many were declined."""
     done = sum(change.done for change in row.changes)
