@@ -191,7 +191,7 @@ class Simplify(Pass):
         identities, dead = _Step(remove_identities, local=True, by_facts=True), partial(_Step, remove_dead, neutral=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
         groups = [
-            [(options.constants, _Step(lift_constants, local=True))],
+            [(options.constants, _Step(partial(lift_constants, dedupe=options.dedupe), local=True))],
             [(options.dead, dead(once=True))],
             [(options.dedupe, _Step(merge_equal_initializers, neutral=True))],
             [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy

@@ -301,6 +301,21 @@ def test_long_weights_that_differ_at_the_end_stay_two():
     assert names(simplified(model, {"x": weights[:1]}).graph.initializer) == ["w0", "w1"]
 
 
+def test_equal_constant_nodes_become_one_initializer_where_equal_initializers_are_merged():
+    model = from_text(
+        """g (float[N, 4] x) => (float[N, 4] y) {
+            u = Constant <value = float {0}> ()  v = Constant <value = float {0}> ()
+            w = Constant <value = float {-0.0}> ()  i = Constant <value = int32 {0}> ()
+            a = Max(x, u)  b = Min(a, v)  c = Mul(b, w)  f = Cast <to = 1> (i)  y = Div(c, f)
+        }"""
+    )
+    result = simplified(model, {"x": np.arange(-4, 4, dtype=np.float32).reshape(2, 4)}, fold=False)
+    assert sorted(names(result.graph.initializer)) == ["i", "u", "w"]
+    model.graph.node[1].name = "second"
+    for kept in (simplify(model, fold=False, dedupe=False), simplify(model, fold=False, exclude=["v"])):
+        assert sorted(names(kept[0].graph.initializer)) == ["i", "u", "v", "w"]
+
+
 # ------------------------------------------------------------------------------------------------------------------ dead
 
 
