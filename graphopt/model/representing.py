@@ -8,9 +8,7 @@ annotations, and configurations of devices.
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import onnx
 import onnx_ir as ir
@@ -26,8 +24,6 @@ _TENSOR, _TENSORS = onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 _OWN = frozenset({_TENSOR, _TENSORS, _GRAPH, _GRAPHS})
 """Kinds of attributes that are not shared."""
-_Scope: TypeAlias = MutableMapping[str | None, ir.Value]
-"""The values that a node may read, by name."""
 
 
 def represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
@@ -59,6 +55,19 @@ class _RareError(Exception):
     """The graph has something that is left to the library."""
 
 
+class _Scope(dict[str | None, ir.Value]):
+    """The values that a graph's nodes may read, by name: its own, and those of the graphs around it."""
+
+    def __init__(self, around: _Scope | None) -> None:
+        super().__init__()
+        self._around = around
+
+    def __missing__(self, name: str | None) -> ir.Value:
+        if self._around is None:
+            raise KeyError(name)
+        return self._around[name]
+
+
 class _Representation:
     """One model's graphs as they are made: the shapes and attributes that occurred so far, by their bytes."""
 
@@ -75,7 +84,8 @@ class _Representation:
         infos = {info.name: info for info in proto.value_info}
         infos.pop("", None)  # an output that is left out is not described
         inputs = [self.value(info.name, info) for info in proto.input]
-        values: dict[str | None, ir.Value] = {value.name: value for value in inputs}
+        values = _Scope(around)
+        values.update({value.name: value for value in inputs})
         initializers = []
         for given in proto.initializer:
             name, tensor = given.name, self.tensor(given)
@@ -88,11 +98,11 @@ class _Representation:
             initializers.append(values[name])
         made = []
         for node in proto.node:
-            outputs = [self.value(name, infos.get(name)) for name in node.output]
+            outputs = [self.value(name, infos[name]) if name in infos else ir.Value(name=name) for name in node.output]
             made.append(outputs)
-            values.update({value.name: value for value in outputs})
-        scope = values if around is None else ChainMap(values, around)
-        nodes = [self.node(node, outputs, scope) for node, outputs in zip(proto.node, made, strict=True)]
+            for value in outputs:
+                values[value.name] = value
+        nodes = [self.node(node, outputs, values) for node, outputs in zip(proto.node, made, strict=True)]
         graph = ir.Graph(
             inputs,
             [self.output(values[info.name], info) for info in proto.output],
@@ -156,10 +166,8 @@ class _Representation:
             self.shapes[key] = ir.Shape(key, frozen=True)
         return self.shapes[key]
 
-    def value(self, name: str, info: onnx.ValueInfoProto | None) -> ir.Value:
+    def value(self, name: str, info: onnx.ValueInfoProto) -> ir.Value:
         """A value with what the model states of it."""
-        if info is None:
-            return ir.Value(name=name)
         kind, shape = self.type(info.type)
         texts = _entries(info.metadata_props)
         return ir.Value(name=name, type=kind, shape=shape, doc_string=info.doc_string or None, metadata_props=texts)

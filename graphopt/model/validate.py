@@ -13,9 +13,9 @@ Names follow the checker's scopes: a graph sees what the graphs around it define
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TypeAlias
 
 import onnx
@@ -43,6 +43,8 @@ _PLAIN = {getattr(onnx.AttributeProto, name) for name in ("FLOAT", "FLOATS", "IN
 _Opsets: TypeAlias = dict[str, int]
 _Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
 _FunctionKey: TypeAlias = tuple[str, str, str]
+_Where: TypeAlias = Callable[[], str]
+"""The place in words, made when something is wrong there."""
 
 
 def validate(proto: onnx.ModelProto, files: DataFiles) -> list[str]:
@@ -148,7 +150,7 @@ class _Walk:
         for attribute in function.attribute_proto:
             if attribute.type in _GRAPHS:
                 raise ModelError(f"the attribute {attribute.name!r} of {where} is a graph, which graphopt does not support")
-            self._tensors(attribute, where)
+            self._tensors(attribute, lambda: where)
         self._body(function, set(function.input), function.output, _Scope(where, (), _opsets(function, where)))
         self.caller = None
 
@@ -182,7 +184,7 @@ class _Walk:
         _unique(inputs, "graph input", inside)
         _unique(initializers, "initializer", inside)
         for tensor in graph.initializer:
-            self._tensor(tensor, f"initializer {tensor.name!r}", inside)
+            self._tensor(tensor, "initializer", tensor.name, lambda: inside)
         return self._body(graph, {*inputs, *initializers}, [info.name for info in graph.output], scope)
 
     def _body(self, body: _Body, given: set[str], outputs: Iterable[str], scope: _Scope) -> set[str]:
@@ -201,8 +203,9 @@ class _Walk:
             if not reads <= here:
                 outer = reads - here
                 for name in sorted(outer, key=str):
-                    if not any(_text(name, _label(node, scope.inside)) in names for names in scope.around):
-                        raise ModelError(f"its input {name!r} is not defined", where=_label(node, scope.inside))
+                    if not any(name in names for names in scope.around):
+                        where = _label(node, scope.inside)
+                        raise ModelError(f"its input {_text(name, where)!r} is not defined", where=where)
                 captured |= outer
         if any(maker.get(name, -1) >= index for index, reads in enumerate(read) for name in reads):
             self._sort(body, [{maker[name] for name in reads if name in maker} for reads in read], scope.inside)
@@ -234,7 +237,7 @@ class _Walk:
                 for graph in [attribute.g] if single else attribute.graphs:
                     reads |= self.graph(graph, deeper)
             elif attribute.type not in _PLAIN or attribute.ref_attr_name or not isinstance(attribute.name, str):
-                self._tensors(attribute, inside, node)
+                self._tensors(attribute, partial(_label, node, inside), node)
         reads.discard("")
         return reads
 
@@ -260,29 +263,30 @@ class _Walk:
                 hint="Custom operators belong in a domain of their own.",
             )
 
-    def _tensors(self, attribute: onnx.AttributeProto, inside: str, node: onnx.NodeProto | None = None) -> None:
+    def _tensors(self, attribute: onnx.AttributeProto, where: _Where, node: onnx.NodeProto | None = None) -> None:
         """Check the tensors of an attribute. A constant's sparse value is made dense."""
-        where = inside if node is None else _label(node, inside)
-        name = _text(attribute.name, where)
+        name = attribute.name
+        if not isinstance(name, str):
+            _text(name, where())
         if attribute.ref_attr_name:
             if self.caller is None:
-                raise ModelError(f"its attribute {name!r} refers to one of a function, but is not in one", where=where)
+                raise ModelError(f"its attribute {name!r} refers to one of a function, but is not in one", where=where())
             return
         if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and node is not None and node.op_type == "Constant":
             try:
                 value = tensors.dense(attribute.sparse_tensor, self.files)
             except ModelError as error:
-                raise _about("its sparse value", where, error) from None
+                raise _about("its sparse value", where(), error) from None
             attribute.Clear()
             attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
             attribute.t.CopyFrom(value)
-            self.notes.append(f"the sparse value of {where} was made dense")
+            self.notes.append(f"the sparse value of {where()} was made dense")
         elif attribute.type in {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}:
-            raise ModelError(f"its attribute {name!r} is a sparse tensor, which graphopt does not support", where=where)
+            raise ModelError(f"its attribute {name!r} is a sparse tensor, which graphopt does not support", where=where())
         elif attribute.type == onnx.AttributeProto.TENSOR:
-            self._tensor(attribute.t, f"its attribute {name!r}", where)
+            self._tensor(attribute.t, "its attribute", name, where)
         for tensor in attribute.tensors:
-            self._tensor(tensor, f"its attribute {name!r}", where)
+            self._tensor(tensor, "its attribute", name, where)
 
     def _value_info(self, info: onnx.ValueInfoProto, inside: str) -> None:
         """Check a value's name and type. Few types differ, and each is checked once."""
@@ -292,11 +296,11 @@ class _Walk:
             _value_type(info, inside)
             self.types.add(info.type.SerializeToString())
 
-    def _tensor(self, tensor: onnx.TensorProto, what: str, where: str) -> None:
+    def _tensor(self, tensor: onnx.TensorProto, what: str, name: str, where: _Where) -> None:
         try:
             tensors.check(tensor, self.files)
         except ModelError as error:
-            raise _about(what, where, error) from None
+            raise _about(f"{what} {name!r}", where(), error) from None
 
 
 def _makers(body: _Body, given: set[str], inside: str) -> dict[str, int]:
