@@ -13,7 +13,7 @@ INITIALIZERS_NEED_NO_INPUT = 4
 ANNOTATION = "quant_parameter_tensor_names"
 """Key of ``value.meta`` under which the names of a value's quantization annotation are."""
 UNANNOTATED = "graphopt.unannotated"
-"""Key of ``graph.meta``: no value of the graph has an annotation, so none need be asked. No pass makes any."""
+"""Key of the main graph's ``meta``: no value of the model has an annotation, so none need be asked. No pass makes any."""
 _NUMBERS = {
     "value_float": ir.DataType.FLOAT,
     "value_floats": ir.DataType.FLOAT,
@@ -63,9 +63,9 @@ def is_overridable(value: ir.Value | None) -> bool:
 def annotated_names(model: ir.Model) -> set[str]:
     """Names of initializers that quantization annotations refer to: used, though by no node."""
     names: set[str] = set()
+    if UNANNOTATED in model.graph.meta:
+        return names
     for graph, nodes in walk.listed(model.graph):
-        if UNANNOTATED in graph.meta:
-            continue
         for value in (*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)):
             if value.meta:
                 names.update(value.meta.get(ANNOTATION, {}).values())

@@ -38,6 +38,7 @@ def represent(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
         graph = _Representation(files).graph(proto.graph)
     except _RareError:
         return _by_the_library(proto, files)
+    graph.meta[UNANNOTATED] = True
     graph.opset_imports.update({entry.domain: entry.version for entry in proto.opset_import})
     return ir.Model(
         graph,
@@ -103,7 +104,7 @@ class _Representation:
             for value in outputs:
                 values[value.name] = value
         nodes = [self.node(node, outputs, values) for node, outputs in zip(proto.node, made, strict=True)]
-        graph = ir.Graph(
+        return ir.Graph(
             inputs,
             [self.output(values[info.name], info) for info in proto.output],
             nodes=nodes,
@@ -112,8 +113,6 @@ class _Representation:
             name=proto.name,
             metadata_props=_entries(proto.metadata_props),
         )
-        graph.meta[UNANNOTATED] = True
-        return graph
 
     def node(self, proto: onnx.NodeProto, outputs: Sequence[ir.Value], scope: _Scope) -> ir.Node:
         """A node that makes ``outputs``."""

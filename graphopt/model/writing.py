@@ -58,6 +58,7 @@ class _Message:
         self.elsewhere = elsewhere
         self.types: dict[tuple[int, int], onnx.TypeProto] = {}
         self.attributes: dict[int, onnx.AttributeProto] = {}
+        self.annotated = UNANNOTATED not in model.graph.meta
         self.devices = bool(model.device_configurations) and model.ir_version >= _DEVICES
         self.proto = proto = onnx.ModelProto(
             ir_version=model.ir_version,
@@ -93,7 +94,7 @@ class _Message:
                     self.info(value, proto.value_info.add())
         for value in graph.outputs:
             self.info(value, proto.output.add())
-        proto.quantization_annotation.extend(_annotations(graph))
+        proto.quantization_annotation.extend(_annotations(graph) if self.annotated else ())
 
     def function(self, function: ir.Function, proto: onnx.FunctionProto) -> None:
         proto.domain = function.domain  # the field must be there even when it is empty
@@ -231,8 +232,6 @@ def _outputs(graph: ir.Graph | ir.Function) -> list[ir.Value]:
 
 
 def _annotations(graph: ir.Graph) -> Iterator[onnx.TensorAnnotation]:
-    if UNANNOTATED in graph.meta:
-        return
     for value in dict.fromkeys((*graph.inputs, *graph.initializers.values(), *_outputs(graph), *graph.outputs)):
         if value.meta and (names := value.meta.get(ANNOTATION)):
             proto = onnx.TensorAnnotation(tensor_name=value.name)

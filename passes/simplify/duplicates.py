@@ -106,7 +106,7 @@ def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
         else:
             digest.write(tensor.tobytes())
         return digest.hash.digest()
-    if tensor.dtype.bitwidth < 8:  # several elements in a byte
+    if tensor.nbytes <= limit or tensor.dtype.bitwidth < 8:  # all, or several elements in a byte
         return tensor.tobytes()[:limit]
     array = tensor.numpy()  # a mapping of the file: no more than the first page is read
     return array.flat[: -(-limit // array.itemsize)].tobytes()[:limit]
