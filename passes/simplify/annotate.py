@@ -29,12 +29,10 @@ def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
                 value.type, value.shape = known.type, known.shape
                 added += 1
             continue
-        if value.type == known.type and value.shape == known.shape:
+        if value.type == known.type and _agree(value.shape, known.shape, complete=complete):
             continue
-        shape = _merged(value.shape, known.shape, complete=complete)
-        if value.type != known.type or shape != value.shape:
-            value.type, value.shape = known.type, shape
-            mended += 1
+        value.type, value.shape = known.type, _merged(value.shape, known.shape, complete=complete)
+        mended += 1
     name = work.model.graph.name or "graph"
     changes = []
     if mended:
@@ -42,6 +40,14 @@ def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
     if added:
         changes.append(Change(name, f"wrote types and shapes of {added} values", "the option shapes asks for them"))
     return changes
+
+
+def _agree(stated: ir.Shape | None, inferred: ir.Shape | None, *, complete: bool) -> bool:
+    """Whether inference knows nothing that is not stated, and nothing else."""
+    if stated is None or inferred is None:
+        return inferred is None or not complete
+    old, new = stated.dims, inferred.dims
+    return old == new or (len(old) == len(new) and all(_is_unknown(b) or a == b for a, b in zip(old, new, strict=True)))
 
 
 def _merged(stated: ir.Shape | None, inferred: ir.Shape | None, *, complete: bool) -> ir.Shape | None:
