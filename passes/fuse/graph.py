@@ -89,7 +89,7 @@ class Work:
     @cached_property
     def names(self) -> set[str]:
         """The names of all values, and of some that are gone; who gives a new name adds it."""
-        return {*self.occurring}
+        return {value.name or "" for graph in self.graphs for value in defined(graph)}
 
     @cached_property
     def reads(self) -> Counter[ir.Value]:
