@@ -245,20 +245,21 @@ class Collapse:
 
     def simplify_operands(self, node: ir.Node) -> None:
         """Let a constant take the place of a computed shape or bound."""
-        if node.op_type == "Reshape" and self.root.opset >= _FIRST_RESHAPE_WITH_INPUT:
+        op_type = node.op_type
+        if op_type in KEEP_ORDER and self.merge_reshapes(node):
+            return
+        if op_type == "Reshape" and self.root.opset >= _FIRST_RESHAPE_WITH_INPUT:
             self.reshape(node)
-        elif self.keeps_order(node):
-            self.merge_reshapes(node)
-        elif node.op_type == "Expand":
+        elif op_type == "Expand":
             self.expand(node)
-        elif node.op_type == "Range":
+        elif op_type == "Range":
             self.range(node)
-        elif node.op_type == "Slice" and self.root.opset >= _FIRST_SLICE_WITH_INPUTS:
+        elif op_type == "Slice" and self.root.opset >= _FIRST_SLICE_WITH_INPUTS:
             self.slice(node)
 
     def reshape(self, node: ir.Node) -> None:
         """Let a constant be the shape of a Reshape."""
-        if self.merge_reshapes(node) or constant(node.inputs[1]) is not None:
+        if constant(node.inputs[1]) is not None:
             return
         wanted, dims = self.known.dims(node.outputs[0]), self.known.dims(node.inputs[0])
         target = None if wanted is None or dims is None else encode(wanted, dims)
@@ -285,15 +286,15 @@ class Collapse:
         return False
 
     def merge_reshapes(self, node: ir.Node) -> bool:
-        """Skip the operators before a Reshape that only reshape for it."""
+        """Skip the operators that only reshape, before one that only reshapes too."""
         source, first, merged = node.inputs[0], None, [node]
-        while source is not None and (producer := source.producer()) is not None:
+        while source is not None and (producer := source.producer()) is not None and producer.op_type in KEEP_ORDER:
             only = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
             if not only or not self.work.is_operator(producer) or not self.keeps_order(producer):
                 break
             first = source = producer.inputs[0]
             merged.append(producer)
-        if first is None:
+        if first is None or not self.keeps_order(node):
             return False
         dims, wanted = self.known.dims(first), self.known.dims(node.outputs[0])
         if wanted is None or dims is None or self.root.opset < _FIRST_RESHAPE_WITH_INPUT:

@@ -28,10 +28,13 @@ def broadcast(known: Symbolic, shapes: Sequence[Dims | None]) -> Dims | None:
     given = [shape for shape in shapes if shape is not None]
     if len(given) < len(shapes) or not given:
         return None
+    if all(shape == given[0] for shape in given):
+        return given[0]
     rank = max(map(len, given))
     result = []
     for axis in range(-rank, 0):
-        dims = {shape[axis] for shape in given if len(shape) >= -axis} - {1}
+        dims = {shape[axis] for shape in given if len(shape) >= -axis}
+        dims.discard(1)
         fixed = [dim for dim in dims if isinstance(dim, int)]
         result.append(fixed[0] if fixed else dims.pop() if len(dims) == 1 else known.unknown() if dims else 1)
     return tuple(result)

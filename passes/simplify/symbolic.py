@@ -227,7 +227,9 @@ class Symbolic:
         """Dimensions of a value, with what was known earlier for those that nothing is known of now."""
         if dims is None:
             return None
-        known = [None if dim is None or (self._unknown and dim in self._unknown) else dim for dim in dims]
+        if None not in dims and self._unknown.isdisjoint(dims):
+            return tuple(dims)  # type: ignore[arg-type]  # None is not among them
+        known = [None if dim in self._unknown else dim for dim in dims]
         earlier = self._earlier.get(value, ()) if None in known else ()
         if len(earlier) == len(known):
             known = [old if dim is None else dim for dim, old in zip(known, earlier, strict=True)]
@@ -252,7 +254,7 @@ class Symbolic:
 
 
 def _merged(a: Sequence[Dim | None] | None, b: Sequence[Dim] | None) -> Sequence[Dim | None] | None:
-    if a is None or b is None or len(a) != len(b):
+    if a is None or b is None or len(a) != len(b) or None not in a:
         return b if a is None else a
     return [y if x is None else x for x, y in zip(a, b, strict=True)]
 
