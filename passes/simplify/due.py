@@ -75,7 +75,9 @@ class Watch:
                 touched.pop(node, None)
             self.removed += remove_unused_initializers(self._work)
         readers = {use.node for value in values if value is not None and value.producer() for use in value.uses()}
-        return self._close_to({*touched, *_producers(values), *readers} | self._follow(touched))
+        known = self._work.symbolic
+        renewed = set() if known is None else known.update(self._inputs, known.rewired(touched))
+        return self._close_to({*touched, *_producers(values), *readers} | renewed)
 
     def _without_dead(self, nodes: Iterable[ir.Node]) -> Sequence[ir.Node]:
         """Remove those of the nodes that are dead, and what only they used: all nodes that are gone now."""
@@ -92,15 +94,11 @@ class Watch:
         """Where there may be more to do, now that inference has told more."""
         told, self._work.learnt = self._work.learnt, set()
         known = self._work.symbolic
-        return self._close_to(told | self._follow(told if known is None else known.news(told))) if told else told
+        return told and self._close_to(told if known is None else told | known.update(self._inputs, known.news(told)))
 
     def in_order(self, where: Where) -> Sequence[ir.Node] | None:
         """The same nodes in the order of the graph."""
         return None if where is None else [node for node in self._inputs if node in where]
-
-    def _follow(self, nodes: Iterable[ir.Node]) -> set[ir.Node]:
-        known = self._work.symbolic
-        return set() if known is None else known.update(self._inputs, nodes)
 
     def _close_to(self, front: set[ir.Node]) -> set[ir.Node]:
         near, past = {*front}, front

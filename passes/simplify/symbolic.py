@@ -41,6 +41,8 @@ class Symbolic:
         self._numbers: dict[ir.Value, Numbers | None] = {}
         self._followed: set[ir.Value] = set()
         """Of these the rules say what they can; of others, what inference and constants say is all that was asked."""
+        self._read: dict[ir.Node, Sequence[ir.Value | None]] = {}
+        """What nodes read when they were evaluated."""
         self._atoms = 0
         self._unknown: set[Dim] = set()
         """How the rule that is being asked says that it knows nothing of a dimension."""
@@ -94,12 +96,18 @@ class Symbolic:
     def tell(self, new: ir.Value, old: ir.Value) -> None:
         """Take over what is known of ``old`` for a value that has the same contents."""
         self._dims[new], self._numbers[new] = self.dims(old), self.numbers(old)
-        self._followed.add(new)
+        self._set(new)
 
     def tell_dims(self, new: ir.Value, dims: tuple[Dim, ...]) -> None:
         """Take note of the dimensions of a value that is new."""
         self._dims[new], self._numbers[new] = dims, None
+        self._set(new)
+
+    def _set(self, new: ir.Value) -> None:
         self._followed.add(new)
+        node = new.producer()
+        if node is not None:
+            self._read[node] = ()  # what follows from its inputs is found out with the next change
 
     def update(self, nodes: Iterable[ir.Node], changed: Iterable[ir.Node]) -> set[ir.Node]:
         """Find out anew what is known of what has changed, and of what depends on that if something else is known now.
@@ -118,6 +126,18 @@ class Symbolic:
                 found.add(node)
                 due.update(use.node for output in renewed for use in output.uses())
         return found
+
+    def rewired(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        """Those of the nodes that were evaluated, and read what something else is known of now than of what they read then."""
+        before = ((node, self._read[node]) for node in nodes if node in self._read)
+        return [node for node, read in before if node.inputs is not read and not self._are_alike(node.inputs, read)]
+
+    def _are_alike(self, values: Sequence[ir.Value | None], others: Sequence[ir.Value | None]) -> bool:
+        """Whether the same is known of values as of others."""
+        pairs = [(value, other) for value, other in zip(values, others, strict=False) if value is not other]
+        return len(values) == len(others) and all(
+            known(value) == known(other) for known in (self.dims, self.numbers, self.dtype) for value, other in pairs
+        )
 
     def news(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         """Those of the nodes of whose outputs inference, which has run again, says what is not known here yet."""
@@ -204,6 +224,7 @@ class Symbolic:
         if numbers is not None and len(numbers.items) <= MOST_ELEMENTS:
             self._numbers[outputs[0]] = numbers
         self._followed.update(outputs)
+        self._read[node] = node.inputs
 
     def _inferred(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         tensor = constant(value)
