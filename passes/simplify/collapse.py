@@ -11,9 +11,7 @@
     f(x) with the dimensions of x         ->   x, for f = Reshape, Flatten, Squeeze, Unsqueeze, Expand, Slice, Tile, and
                                                for chains of those that keep the order of the elements
 
-What only reshapes, whatever it is called, keeps all elements in their order: Reshape, Unsqueeze, Flatten; a Squeeze of axes
-that are 1 for certain; a Transpose that keeps the order of the axes that are not 1; an Expand that repeats nothing; a Gather
-of 0, 1, 2, ... up to the end.
+``edit.py`` says what keeps the order of the elements.
 
 The inputs' dynamic dimensions are taken to be 1 or more (``symbolic.py``). The rules are also right for 0, but for one: a
 Reshape to a constant that has both a 0 (copied, dynamic) and a -1, which a runtime refuses for an empty tensor. What data
@@ -24,19 +22,20 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Container, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.contracts import Array, Change
+from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
 from .contents import CONTENTS, slice_of
 from .dims import Dim, Poly
+from .edit import IN_ORDER_MAYBE, KEEP_ORDER, Edit, encode, has_one_place
 from .follow import Dims, sliced, symbolic
-from .graph import Root, Work, can_replace, output_position, put_constant, remove, replace
-from .symbolic import INTEGERS, Symbolic
+from .graph import Work, put_constant, remove
+from .symbolic import INTEGERS
 
 _FIRST_SHAPE_WITH_BOUNDS = 15
 _FIRST_RESHAPE_WITH_INPUT = 5
@@ -45,11 +44,6 @@ _TO_THE_END = (1 << 63) - 1
 _LONGEST_CHAIN = 8
 """So many operators are looked back at."""
 _SAME_NUMBERS = "both always hold the same numbers"
-_IN_ORDER = frozenset({"Flatten", "Reshape", "Unsqueeze"})
-"""Operators that keep all elements in their order."""
-_IN_ORDER_MAYBE = frozenset({"Expand", "Gather", "Squeeze", "Transpose"})
-"""Operators that keep all elements in their order for some dimensions, attributes and indices."""
-KEEP_ORDER = _IN_ORDER | _IN_ORDER_MAYBE
 _KEEP_ALL = KEEP_ORDER | {"Slice", "Tile"}
 _VISITED = _KEEP_ALL | CONTENTS.keys()
 
@@ -57,27 +51,19 @@ _VISITED = _KEEP_ALL | CONTENTS.keys()
 def collapse_shapes(work: Work, *, fold: bool = True) -> list[Change]:
     """Collapse the computed shapes of the main graph and its subgraphs; ``fold``: values may become constants."""
     root = work.roots[0]
-    return Collapse(work, root, symbolic(work, root), fold).run()
+    return Collapse(work, root, symbolic(work, root), fold=fold).run()
 
 
-Window = tuple[int, int, int]
-"""Part of a tensor: axis, begin and end."""
 _Seen = ChainMap[Hashable, ir.Value]
 _Sources = ChainMap[tuple[Dim | None, ...], tuple[ir.Value, int, int]]
 
 
 @dataclass
-class Collapse:
+class Collapse(Edit):
     """The walk through a graph, and the edits that it makes."""
 
-    work: Work
-    root: Root
-    known: Symbolic
     fold: bool = True
-    changes: list[Change] = field(default_factory=list)
-    constants: dict[Hashable, ir.Value] = field(default_factory=dict)
-    windows: dict[ir.Node, Window | None] = field(default_factory=dict)
-    """What ScatterNDs write (``scatter.py``), as far as somebody has asked."""
+    """Whether values may become constants."""
 
     def run(self) -> list[Change]:
         """Walk the graph once; all of it only where one of the values to look at may be had elsewhere too."""
@@ -191,7 +177,7 @@ class Collapse:
         if not alike and (producer is None or producer.op_type not in KEEP_ORDER):
             return False
         found, in_order = None, self.keeps_order(node)
-        if alike and (in_order or (dims == given and node.op_type not in _IN_ORDER_MAYBE and self.keeps_all(node))):
+        if alike and (in_order or (dims == given and node.op_type not in IN_ORDER_MAYBE and self.keeps_all(node))):
             found = source
         for _ in range(_LONGEST_CHAIN if found is None and in_order else 0):
             producer = source.producer()
@@ -207,26 +193,6 @@ class Collapse:
         return found is not None and self.put(
             node, found, f"removed {node.op_type}", "it gives what went in, in the same shape"
         )
-
-    def keeps_order(self, node: ir.Node) -> bool:
-        """Whether an operator only reshapes: all elements of its first input, in their order."""
-        op_type = node.op_type
-        if op_type in _IN_ORDER:
-            return True
-        dims = self.known.dims(node.inputs[0]) if op_type in _IN_ORDER_MAYBE else None
-        if dims is None:
-            return False
-        if op_type == "Squeeze":  # of another axis it fails, and must do so still
-            return all(dims[axis] == 1 for axis in self.known.axes(node) or ())
-        if op_type == "Transpose":
-            moved = [axis for axis in self.perm(node) or () if dims[axis] != 1]
-            return moved == sorted(moved)
-        if op_type == "Expand":
-            expanded = self.known.dims(node.outputs[0]) or ()
-            return [dim for dim in dims if dim != 1] == [dim for dim in expanded if dim != 1]
-        axis, indices = node.attributes.get_int("axis", 0), self.known.fixed(node.inputs[1])
-        length = dims[axis] if -len(dims) <= axis < len(dims) else None
-        return isinstance(length, int) and indices is not None and [i % length for i in indices] == [*range(length)]
 
     def keeps_all(self, node: ir.Node) -> bool:
         """Whether an operator that keeps the dimensions keeps the elements too."""
@@ -352,117 +318,6 @@ class Collapse:
         what = "gave it a constant shape" if node.op_type != "Slice" else "gave it constant bounds"
         self.changes.append(Change(site(node), what, why))
 
-    def vector(self, node: ir.Node, numbers: Sequence[int], dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
-        """A constant vector for a node to read."""
-        return self.constant(node, np.array(numbers, dtype.numpy()))
-
-    def constant(self, node: ir.Node, array: Array) -> ir.Value:
-        """A constant for a node to read."""
-        graph, tensor = node.graph, ir.Tensor(array)
-        assert graph is not None
-        key = (graph, tensor.dtype, array.shape, array.tobytes())
-        if key in self.constants:
-            return self.constants[key]
-        name = self.root.new_name("shape")
-        new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-        if self.root.initializers:
-            new.const_value = tensor
-            graph.register_initializer(new)
-            self.constants[key] = new
-        else:
-            made = ir.Node(
-                "", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[new], name=self.root.new_node_name(name)
-            )
-            graph.insert_before(node, made)
-        return new
-
-    def insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
-        """The output of a new node before another one, to take the place of that one's output."""
-        old = node.outputs[0]
-        new = self._inserted(node, op_type, inputs, attributes, self.work.facts.get(old, ir.TypeAndShape(None, None)))
-        self.known.tell(new, old)
-        return new
-
-    def insert_as(
-        self,
-        node: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Sequence[ir.Attr],
-        like: ir.Value,
-        dims: Dims,
-    ) -> ir.Value:
-        """The output of a new node before another one, with the element type of ``like`` and other dimensions."""
-        known = self.work.facts.get(like, ir.TypeAndShape(None, None))
-        shape = ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
-        new = self._inserted(node, op_type, inputs, attributes, ir.TypeAndShape(known.type, shape))
-        self.known.tell_dims(new, dims)
-        return new
-
-    def _inserted(
-        self,
-        node: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Sequence[ir.Attr],
-        known: ir.TypeAndShape,
-    ) -> ir.Value:
-        graph = node.graph
-        assert graph is not None
-        new = ir.Value(name=self.root.new_name(node.outputs[0].name or "value"), type=known.type, shape=known.shape)
-        self.work.facts[new] = known
-        graph.insert_before(
-            node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.root.new_node_name(site(node)))
-        )
-        return new
-
-    def before(self, value: ir.Value | None, op_type: str) -> ir.Node | None:
-        """The operator of this type that gives a value; in whatever graph."""
-        producer = None if value is None else value.producer()
-        return producer if producer is not None and producer.op_type == op_type and self.work.is_operator(producer) else None
-
-    def perm(self, node: ir.Node) -> list[int] | None:
-        """The order of the axes that a Transpose gives."""
-        perm, dims = node.attributes.get("perm"), self.known.dims(node.inputs[0])
-        if perm is not None:
-            return None if perm.is_ref() else [*perm.as_ints()]
-        return None if dims is None else [*reversed(range(len(dims)))]
-
-    def keeps(self, node: ir.Node, value: ir.Value) -> bool:
-        """Whether a value has the type and dimensions of the node's output."""
-        dims, dtype = self.known.dims(node.outputs[0]), self.work.dtype(node.outputs[0])
-        return dims is not None and dims == self.known.dims(value) and dtype is not None and dtype == self.work.dtype(value)
-
-    def put(self, node: ir.Node, new: ir.Value, what: str, why: str) -> bool:
-        """Let a value take the place of the node's output, if it can."""
-        if not can_replace(node.outputs[0], new):
-            return False
-        replace(node.outputs[0], new)
-        self.done(node, what, why)
-        return True
-
-    def done(self, node: ir.Node, what: str, why: str) -> None:
-        """Note what was done with a node, and remove it."""
-        self.changes.append(Change(site(node), what, why))
-        remove([node])
-
-
-def encode(wanted: Dims, dims: Dims) -> list[int] | None:
-    """A constant that makes a Reshape of ``dims`` give ``wanted``; None if there is none."""
-    target: list[int] = []
-    for axis, dim in enumerate(wanted):
-        if isinstance(dim, int):
-            if dim <= 0:
-                return None
-            target.append(dim)
-        elif axis < len(dims) and dim == dims[axis]:
-            target.append(0)
-        elif -1 not in target:
-            target.append(-1)
-        else:
-            return None
-    return target
-
 
 def _have_same_dims(a: Dims, b: Dims | None) -> bool:
     """Whether tensors of as many elements have the same dimensions: if all but one are equal and not 0, so is that one."""
@@ -470,17 +325,6 @@ def _have_same_dims(a: Dims, b: Dims | None) -> bool:
         return a == b
     equal = [dim for dim, other in zip(a, b, strict=True) if dim == other]
     return len(equal) == len(a) - 1 and not any(dim == 0 or (isinstance(dim, Poly) and dim.has_unknown) for dim in equal)
-
-
-def has_one_place(node: ir.Node) -> bool:
-    """Whether another value can take the place of its first output."""
-    outputs = node.outputs
-    return bool(outputs) and (not outputs[0].is_graph_output() or output_position(outputs[0]) is not None)
-
-
-def is_only_for(value: ir.Value | None, node: ir.Node) -> bool:
-    """Whether nothing but a node reads a value."""
-    return value is not None and not value.is_graph_output() and all(use.node is node for use in value.uses())
 
 
 def _bound(dim: Dim, bound: Dim) -> int | None:

@@ -33,9 +33,9 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
-from .collapse import Collapse, has_one_place, is_only_for
 from .contents import slice_of
 from .dims import Dim, product
+from .edit import Edit, has_one_place, is_only_for
 from .follow import Dims, sliced, symbolic
 from .graph import Work, may_end_normalization
 from .parts import split_slices
@@ -54,7 +54,7 @@ _SIZES = 3
 def remove_round_trips(work: Work) -> list[Change]:
     """Apply the rules to the main graph and its subgraphs."""
     root = work.roots[0]
-    edit = Collapse(work, root, symbolic(work, root))
+    edit = Edit(work, root, symbolic(work, root))
     for node in work.operators(root, _RULES.keys() | SINKING):
         if not has_one_place(node):
             continue
@@ -71,7 +71,7 @@ def remove_round_trips(work: Work) -> list[Change]:
     return edit.changes
 
 
-def _transpose(edit: Collapse, node: ir.Node) -> None:
+def _transpose(edit: Edit, node: ir.Node) -> None:
     first = edit.before(node.inputs[0], "Transpose")
     if first is None or first.inputs[0] is None:
         return
@@ -86,7 +86,7 @@ def _transpose(edit: Collapse, node: ir.Node) -> None:
         edit.put(node, new, "merged into one Transpose", "they follow one after the other")
 
 
-def _reshape(edit: Collapse, node: ir.Node) -> None:
+def _reshape(edit: Edit, node: ir.Node) -> None:
     moved = edit.before(node.inputs[0], "Transpose")
     merged = None if moved is None else edit.before(moved.inputs[0], "Reshape")
     if moved is None or merged is None or merged.inputs[0] is None or not is_only_for(moved.outputs[0], node):
@@ -125,7 +125,7 @@ def _groups(dims: Dims, merged: Dims) -> list[list[int]] | None:
 _Window = dict[int, tuple[int, int, int]]
 
 
-def _fixed_window(edit: Collapse, node: ir.Node) -> _Window | None:
+def _fixed_window(edit: Edit, node: ir.Node) -> _Window | None:
     """Start, end and step by axis, if all of them are constants."""
     if edit.root.opset < _FIRST_SLICE_WITH_INPUTS or any(constant(v) is None for v in node.inputs[1:] if v is not None):
         return None
@@ -135,7 +135,7 @@ def _fixed_window(edit: Collapse, node: ir.Node) -> _Window | None:
     return {a: (s, e, t) for a, (s, e, t) in window.items() if isinstance(s, int) and isinstance(e, int)}
 
 
-def _slice(edit: Collapse, node: ir.Node) -> None:
+def _slice(edit: Edit, node: ir.Node) -> None:
     if _slice_of_concat(edit, node):
         return
     readers = [use.node for use in node.outputs[0].uses()]
@@ -158,12 +158,12 @@ def _slice(edit: Collapse, node: ir.Node) -> None:
         edit.put(reader, new, "merged into one Slice", "they take parts along different axes")
 
 
-def _is_slice_of(edit: Collapse, reader: ir.Node, node: ir.Node) -> bool:
+def _is_slice_of(edit: Edit, reader: ir.Node, node: ir.Node) -> bool:
     data = reader.op_type == "Slice" and edit.work.is_operator(reader) and reader.inputs[0] is node.outputs[0]
     return data and reader.graph is node.graph and has_one_place(reader)
 
 
-def _parts(edit: Collapse, node: ir.Node) -> tuple[int, list[Dim], Sequence[ir.Value]] | None:
+def _parts(edit: Edit, node: ir.Node) -> tuple[int, list[Dim], Sequence[ir.Value]] | None:
     """The axis of a Concat, where each part of it begins (and the last one ends), and the parts."""
     dims = edit.known.dims(node.outputs[0])
     if not dims:
@@ -178,7 +178,7 @@ def _parts(edit: Collapse, node: ir.Node) -> tuple[int, list[Dim], Sequence[ir.V
     return axis, begins, [value for value in node.inputs if value is not None]
 
 
-def _slice_of_concat(edit: Collapse, node: ir.Node) -> bool:
+def _slice_of_concat(edit: Edit, node: ir.Node) -> bool:
     whole = edit.before(node.inputs[0], "Concat")
     parts = None if whole is None else _parts(edit, whole)
     window = None if parts is None else slice_of(edit.known, node)
@@ -195,7 +195,7 @@ def _slice_of_concat(edit: Collapse, node: ir.Node) -> bool:
     return False
 
 
-def _split(edit: Collapse, node: ir.Node) -> None:
+def _split(edit: Edit, node: ir.Node) -> None:
     whole = edit.before(node.inputs[0], "Concat")
     parts = None if whole is None else _parts(edit, whole)
     dims = edit.known.dims(node.inputs[0])
@@ -212,7 +212,7 @@ def _split(edit: Collapse, node: ir.Node) -> None:
         edit.put(node, values[0], "removed Split", "it takes out what the Concat before it put in")
 
 
-def _concat(edit: Collapse, node: ir.Node) -> None:
+def _concat(edit: Edit, node: ir.Node) -> None:
     dims = edit.known.dims(node.outputs[0])
     if not dims:
         return
@@ -251,7 +251,7 @@ _HOLDS = {
 """The types that hold every value of a type."""
 
 
-def _cast(edit: Collapse, node: ir.Node) -> None:
+def _cast(edit: Edit, node: ir.Node) -> None:
     first = edit.before(node.inputs[0], "Cast")
     if first is None or first.inputs[0] is None:
         return
@@ -266,7 +266,7 @@ def _cast(edit: Collapse, node: ir.Node) -> None:
         edit.put(node, new, "merged into one Cast", f"{wide.name.lower()} holds every {dtype.name.lower()}")
 
 
-def _where(edit: Collapse, node: ir.Node) -> None:
+def _where(edit: Edit, node: ir.Node) -> None:
     condition = edit.known.fixed(node.inputs[0])
     if not condition or len(set(map(bool, condition))) != 1:
         return
@@ -275,10 +275,10 @@ def _where(edit: Collapse, node: ir.Node) -> None:
         edit.put(node, chosen, "removed Where", "its condition is constant")
 
 
-def _neutral(index: int, number: float) -> Callable[[Collapse, ir.Node], None]:
+def _neutral(index: int, number: float) -> Callable[[Edit, ir.Node], None]:
     """A rule for an operator that changes nothing when the operand ``index`` is ``number`` everywhere."""
 
-    def rule(edit: Collapse, node: ir.Node) -> None:
+    def rule(edit: Edit, node: ir.Node) -> None:
         for position in (0, 1) if index < 0 else (index,):
             value, other = node.inputs[position], node.inputs[1 - position]
             tensor = constant(value)
@@ -304,7 +304,7 @@ def _neutral(index: int, number: float) -> Callable[[Collapse, ir.Node], None]:
     return rule
 
 
-def _resize(edit: Collapse, node: ir.Node) -> None:
+def _resize(edit: Edit, node: ir.Node) -> None:
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     source = node.inputs[0]
     plain = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
@@ -316,7 +316,7 @@ def _resize(edit: Collapse, node: ir.Node) -> None:
         _resize_by_constants(edit, node)
 
 
-def _resize_by_constants(edit: Collapse, node: ir.Node) -> None:
+def _resize_by_constants(edit: Edit, node: ir.Node) -> None:
     """Give a Resize scales in place of computed sizes; runtimes know then what it does to each axis."""
     dims, sizes = edit.known.dims(node.inputs[0]), edit.known.dims(node.outputs[0])
     if dims is None or sizes is None or "axes" in node.attributes:
@@ -336,7 +336,7 @@ def _resize_by_constants(edit: Collapse, node: ir.Node) -> None:
     )
 
 
-_RULES: dict[str, Callable[[Collapse, ir.Node], object]] = {
+_RULES: dict[str, Callable[[Edit, ir.Node], object]] = {
     "Add": _neutral(-1, -0.0),
     "And": _neutral(-1, True),
     "Cast": _cast,

@@ -15,15 +15,15 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import site
 
-from .collapse import Collapse, has_one_place
 from .contents import slice_of
+from .edit import Edit, has_one_place
 from .graph import can_replace, remove, replace
 
 _FIRST_SPLIT_WITH_INPUT = 13
 _FIRST_SPLIT_WITH_SIZES = 2
 
 
-def split_slices(edit: Collapse, node: ir.Node) -> bool:
+def split_slices(edit: Edit, node: ir.Node) -> bool:
     """Let a Split take the place of a Slice and the others that take apart the same axis of the same value."""
     source = node.inputs[0]
     if source is None or len(source.uses()) < 2 or edit.root.opset < _FIRST_SPLIT_WITH_SIZES:
@@ -52,7 +52,7 @@ def split_slices(edit: Collapse, node: ir.Node) -> bool:
     return True
 
 
-def _window(edit: Collapse, node: ir.Node) -> tuple[int, int, int, int] | None:
+def _window(edit: Edit, node: ir.Node) -> tuple[int, int, int, int] | None:
     """Axis, begin, end, and size of the axis, of a Slice along one axis of a fixed size; None for others, and empty ones."""
     window, dims = slice_of(edit.known, node), edit.known.dims(node.inputs[0])
     if window is None or dims is None or len(window) != 1:
@@ -65,7 +65,7 @@ def _window(edit: Collapse, node: ir.Node) -> tuple[int, int, int, int] | None:
     return (axis, taken.start, taken.stop, length) if taken else None
 
 
-def _split(edit: Collapse, source: ir.Value, axis: int, sizes: list[int], slices: list[ir.Node]) -> list[ir.Value]:
+def _split(edit: Edit, source: ir.Value, axis: int, sizes: list[int], slices: list[ir.Node]) -> list[ir.Value]:
     """The outputs of a new Split, right behind what gives its input: before all that reads one of them."""
     graph, producer = slices[0].graph, source.producer()
     assert graph is not None

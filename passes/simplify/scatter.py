@@ -21,14 +21,14 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 
-from .collapse import Collapse, Window
 from .contents import slice_of
+from .edit import Edit, Window
 
 _MOST_INDICES = 1 << 17
 _MOST_WINDOWS = 64
 
 
-def join_windows(edit: Collapse, node: ir.Node) -> bool:
+def join_windows(edit: Edit, node: ir.Node) -> bool:
     """Let a Concat of what is written take the place of ScatterNDs that write all of a tensor."""
     axis: int | None = None
     parts: list[tuple[int, int, ir.Value | None]] = []
@@ -48,14 +48,14 @@ def join_windows(edit: Collapse, node: ir.Node) -> bool:
     return False
 
 
-def _join(edit: Collapse, node: ir.Node, axis: int, parts: Sequence[ir.Value]) -> bool:
+def _join(edit: Edit, node: ir.Node, axis: int, parts: Sequence[ir.Value]) -> bool:
     if len(parts) == 1:
         return edit.put(node, parts[0], "took what it writes", "it writes everything")
     new = edit.insert(node, "Concat", parts, [ir.AttrInt64("axis", axis)])
     return edit.put(node, new, "put together what is written", "one after the other everything is written")
 
 
-def read_before(edit: Collapse, node: ir.Node) -> bool:
+def read_before(edit: Edit, node: ir.Node) -> bool:
     """Let a Slice or Gather that reads beside what a ScatterND writes read what was there before."""
     written = edit.before(node.inputs[0], "ScatterND")
     window = None if written is None else _window(edit, written)
@@ -67,7 +67,7 @@ def read_before(edit: Collapse, node: ir.Node) -> bool:
     return True
 
 
-def _reads(edit: Collapse, node: ir.Node, axis: int) -> range | None:
+def _reads(edit: Edit, node: ir.Node, axis: int) -> range | None:
     """What a Slice, or a Gather of one index, reads along an axis, or a little more."""
     dims = edit.known.dims(node.inputs[0])
     length = None if dims is None else dims[axis]
@@ -86,14 +86,14 @@ def _reads(edit: Collapse, node: ir.Node, axis: int) -> range | None:
     return found if found else None
 
 
-def _window(edit: Collapse, node: ir.Node) -> Window | None:
+def _window(edit: Edit, node: ir.Node) -> Window | None:
     """What a ScatterND writes, if it is a window along one axis with the dimensions of its updates."""
     if node not in edit.windows:
         edit.windows[node] = _written(edit, node)
     return edit.windows[node]
 
 
-def _written(edit: Collapse, node: ir.Node) -> Window | None:
+def _written(edit: Edit, node: ir.Node) -> Window | None:
     dims, updates = edit.known.dims(node.outputs[0]), edit.known.dims(node.inputs[2])
     tensor = constant(node.inputs[1])
     if tensor is None or dims is None or updates is None or not 0 < tensor.size <= _MOST_INDICES:

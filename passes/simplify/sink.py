@@ -1,6 +1,6 @@
 """Let operators that only reshape, or transpose, move down past others, to where they meet and become one.
 
-R stands for whatever keeps all elements in their order (``collapse.py``), T for a Transpose, f for an elementwise operator
+R stands for whatever keeps all elements in their order (``edit.py``), T for a Transpose, f for an elementwise operator
 whose other operands have one element each, g for one that works along a single axis (Gather, Softmax):
 
     R2(f(R1(x)))                           ->   R(f(x)), R to the dimensions that R2 gives; f(x) if these are those of x
@@ -30,8 +30,8 @@ import onnx_ir as ir
 
 from graphopt.graphs import constant
 
-from .collapse import KEEP_ORDER, Collapse, encode, is_only_for
 from .dims import Dim, TooLongError, product
+from .edit import KEEP_ORDER, Edit, encode, is_only_for
 from .follow import Dims
 
 _FIRST_BROADCAST = 7
@@ -63,7 +63,7 @@ _WHY_RESHAPE = "the operators in between do not care for the shape"
 _WHY_TRANSPOSE = "the operators in between do not care for the order of the axes"
 
 
-def sink(edit: Collapse, node: ir.Node) -> bool:
+def sink(edit: Edit, node: ir.Node) -> bool:
     """Apply the first rule that fits a node, and tell whether one did."""
     rule = _RULES.get(node.op_type)
     if rule is None or edit.root.opset < _FIRST_BROADCAST:
@@ -74,7 +74,7 @@ def sink(edit: Collapse, node: ir.Node) -> bool:
         return False
 
 
-def _moved(edit: Collapse, node: ir.Node) -> bool:
+def _moved(edit: Edit, node: ir.Node) -> bool:
     """What may itself only reshape or transpose: what is before it decides which rule can fit."""
     source = node.inputs[0]
     producer = None if source is None else source.producer()
@@ -86,7 +86,7 @@ def _moved(edit: Collapse, node: ir.Node) -> bool:
     return _transpose_after_transpose(edit, node) or _transpose_of_parts(edit, node)
 
 
-def _only(edit: Collapse, value: ir.Value | None, node: ir.Node, op_types: Container[str]) -> ir.Node | None:
+def _only(edit: Edit, value: ir.Value | None, node: ir.Node, op_types: Container[str]) -> ir.Node | None:
     """What gives a value, if it is one of these operators that may be rewritten, and there for a node of its graph alone."""
     producer = None if value is None else value.producer()
     if producer is None or producer.op_type not in op_types or len(producer.outputs) != 1 or not producer.inputs:
@@ -96,12 +96,12 @@ def _only(edit: Collapse, value: ir.Value | None, node: ir.Node, op_types: Conta
     return producer if edit.work.is_operator(producer) else None
 
 
-def _reshape_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
+def _reshape_before(edit: Edit, value: ir.Value | None, node: ir.Node) -> ir.Node | None:
     before = _only(edit, value, node, KEEP_ORDER)
     return before if before is not None and edit.keeps_order(before) else None
 
 
-def _transpose_before(edit: Collapse, value: ir.Value | None, node: ir.Node) -> tuple[ir.Node, list[int]] | None:
+def _transpose_before(edit: Edit, value: ir.Value | None, node: ir.Node) -> tuple[ir.Node, list[int]] | None:
     before = _only(edit, value, node, {"Transpose"})
     perm = None if before is None else edit.perm(before)
     return None if before is None or perm is None else (before, perm)
@@ -117,7 +117,7 @@ def _are_all_moved(node: ir.Node) -> bool:
     return len({*inputs}) > 1
 
 
-def _data(edit: Collapse, node: ir.Node) -> int | None:
+def _data(edit: Edit, node: ir.Node) -> int | None:
     """Which operand of an elementwise operator has all the elements; None if it is not known to be the only one that has."""
     dims = [edit.known.dims(value) for value in node.inputs if value is not None]
     if len(dims) < len(node.inputs) and node.op_type != "Clip":
@@ -131,7 +131,7 @@ def _data(edit: Collapse, node: ir.Node) -> int | None:
 # ---------------------------------------------------------------------------------------------- what is between two of a kind
 
 
-def _reshape_after_reshape(edit: Collapse, node: ir.Node) -> bool:
+def _reshape_after_reshape(edit: Edit, node: ir.Node) -> bool:
     wanted = edit.known.dims(node.outputs[0])
     chain: list[tuple[ir.Node, int]] = []
     value, reader = node.inputs[0], node
@@ -146,7 +146,7 @@ def _reshape_after_reshape(edit: Collapse, node: ir.Node) -> bool:
     return False
 
 
-def _rebuild(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node, wanted: Dims) -> bool:
+def _rebuild(edit: Edit, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node, wanted: Dims) -> bool:
     """Apply the operators of a chain, which is given last first, to what ``first`` reshapes; then reshape."""
     value = first.inputs[0]
     dims, seen = edit.known.dims(value), edit.known.dims(first.outputs[0])
@@ -173,7 +173,7 @@ def _rebuild(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]]
     return _reshape(edit, node, value, dims, wanted)
 
 
-def _along_axis(edit: Collapse, node: ir.Node, seen: Dims, dims: Dims) -> tuple[int, Dims] | None:
+def _along_axis(edit: Edit, node: ir.Node, seen: Dims, dims: Dims) -> tuple[int, Dims] | None:
     """The axis of ``dims`` that stands for the one of ``seen`` that an operator works along, and the output's dimensions."""
     default = 0 if node.op_type == "Gather" else -1
     if node.op_type != "Gather" and edit.root.opset < _FIRST_SOFTMAX_OF_ONE_AXIS:
@@ -195,7 +195,7 @@ def _can_reshape(dims: Dims, wanted: Dims) -> bool:
     return dims == wanted or (target is not None and not (0 in target and -1 in target))
 
 
-def _reshape(edit: Collapse, node: ir.Node, value: ir.Value, dims: Dims, wanted: Dims) -> bool:
+def _reshape(edit: Edit, node: ir.Node, value: ir.Value, dims: Dims, wanted: Dims) -> bool:
     """Let a value, reshaped, take the place of what a node gives. The caller has asked ``_can_reshape``."""
     target = encode(wanted, dims)
     if dims != wanted and target is not None:
@@ -203,7 +203,7 @@ def _reshape(edit: Collapse, node: ir.Node, value: ir.Value, dims: Dims, wanted:
     return edit.put(node, value, "reshaped once instead", _WHY_RESHAPE)
 
 
-def _transpose_after_transpose(edit: Collapse, node: ir.Node) -> bool:
+def _transpose_after_transpose(edit: Edit, node: ir.Node) -> bool:
     chain: list[tuple[ir.Node, int]] = []
     value, reader = node.inputs[0], node
     while len(chain) < _LONGEST and (middle := _only(edit, value, reader, _OVER_TRANSPOSES)) is not None:
@@ -217,7 +217,7 @@ def _transpose_after_transpose(edit: Collapse, node: ir.Node) -> bool:
     return False
 
 
-def _moved_operand(edit: Collapse, node: ir.Node) -> int | None:
+def _moved_operand(edit: Edit, node: ir.Node) -> int | None:
     """The operand of an elementwise operator that has all the elements, where the others can be transposed ahead of time."""
     index = _data(edit, node)
     if index is not None:
@@ -227,12 +227,12 @@ def _moved_operand(edit: Collapse, node: ir.Node) -> int | None:
     return varying[0] if dims and len(varying) == 1 and edit.known.dims(node.inputs[varying[0]]) == dims else None
 
 
-def _can_be_turned(edit: Collapse, value: ir.Value | None) -> bool:
+def _can_be_turned(edit: Edit, value: ir.Value | None) -> bool:
     tensor = constant(value)
     return value is not None and tensor is not None and tensor.size <= _SMALL and not edit.work.excluded(value.name or "")
 
 
-def _turn_back(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node) -> bool:
+def _turn_back(edit: Edit, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], first: ir.Node) -> bool:
     """Apply the operators of a chain, which is given last first, to what ``first`` transposes; then transpose."""
     second, perm = edit.perm(node), edit.perm(first)
     value = first.inputs[0]
@@ -245,7 +245,7 @@ def _turn_back(edit: Collapse, node: ir.Node, chain: Sequence[tuple[ir.Node, int
     return _transposed(edit, node, value, [perm[axis] for axis in second])
 
 
-def _turned(edit: Collapse, node: ir.Node, value: ir.Value | None, perm: Sequence[int]) -> ir.Value | None:
+def _turned(edit: Edit, node: ir.Node, value: ir.Value | None, perm: Sequence[int]) -> ir.Value | None:
     """A constant operand as it is before the Transpose; one of a single element serves either way."""
     tensor = constant(value)
     if tensor is None or tensor.size == 1:
@@ -255,7 +255,7 @@ def _turned(edit: Collapse, node: ir.Node, value: ir.Value | None, perm: Sequenc
     return edit.constant(node, np.ascontiguousarray(wide.transpose(np.argsort(perm))))
 
 
-def _transposed(edit: Collapse, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> bool:
+def _transposed(edit: Edit, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> bool:
     if [*perm] != sorted(perm):
         value = edit.insert(node, "Transpose", [value], [ir.AttrInt64s("perm", perm)])
     return edit.put(node, value, "transposed once instead", _WHY_TRANSPOSE)
@@ -264,7 +264,7 @@ def _transposed(edit: Collapse, node: ir.Node, value: ir.Value, perm: Sequence[i
 # ------------------------------------------------------------------------------------------------- what all operands come from
 
 
-def _operands(edit: Collapse, node: ir.Node) -> bool:
+def _operands(edit: Edit, node: ir.Node) -> bool:
     """Reshape, or transpose, what an elementwise operator gives, not each of its operands."""
     if not _are_all_moved(node):
         return False
@@ -282,7 +282,7 @@ def _operands(edit: Collapse, node: ir.Node) -> bool:
     return _transposed(edit, node, value, perm) if perm else _reshape(edit, node, value, own, wanted)
 
 
-def _one_transpose(edit: Collapse, node: ir.Node) -> tuple[list[int], list[ir.Value | None]]:
+def _one_transpose(edit: Edit, node: ir.Node) -> tuple[list[int], list[ir.Value | None]]:
     """The order of axes that all operands of a node are transposed to, and what they are before; nothing if it is not one."""
     found = [_transpose_before(edit, value, node) for value in node.inputs]
     moved = [pair for pair in found if pair is not None]
@@ -291,7 +291,7 @@ def _one_transpose(edit: Collapse, node: ir.Node) -> tuple[list[int], list[ir.Va
     return moved[0][1], [first.inputs[0] for first, _ in moved]
 
 
-def _concat(edit: Collapse, node: ir.Node) -> bool:
+def _concat(edit: Edit, node: ir.Node) -> bool:
     """Reshape, or transpose, the whole and not each part."""
     wanted = edit.known.dims(node.outputs[0]) if _are_all_moved(node) else None
     if not wanted:
@@ -309,7 +309,7 @@ def _concat(edit: Collapse, node: ir.Node) -> bool:
     return _transposed(edit, node, value, perm)
 
 
-def _stack(edit: Collapse, node: ir.Node, sources: Sequence[ir.Value | None], outer: Dim, wanted: Dims) -> bool:
+def _stack(edit: Edit, node: ir.Node, sources: Sequence[ir.Value | None], outer: Dim, wanted: Dims) -> bool:
     """Put together what is not yet reshaped, along an axis with as many blocks."""
     parts = [dims for source in sources if (dims := edit.known.dims(source)) is not None]
     if len(parts) < len(sources) or len({len(dims) for dims in parts}) != 1:
@@ -328,7 +328,7 @@ def _stack(edit: Collapse, node: ir.Node, sources: Sequence[ir.Value | None], ou
     return False
 
 
-def _transpose_of_parts(edit: Collapse, node: ir.Node) -> bool:
+def _transpose_of_parts(edit: Edit, node: ir.Node) -> bool:
     """Put parts together in the order in which a Transpose leaves them, where none of them is transposed in itself."""
     whole = _only(edit, node.inputs[0], node, _TAKING_APART)
     perm, wanted = edit.perm(node), edit.known.dims(node.outputs[0])
@@ -348,7 +348,7 @@ _Parts = tuple[int, list[tuple[ir.Value | None, Dims]]]
 """An axis, and what is put together along it: each part before it is reshaped, and its dimensions when it is."""
 
 
-def _stacked(edit: Collapse, node: ir.Node) -> _Parts | None:
+def _stacked(edit: Edit, node: ir.Node) -> _Parts | None:
     """The parts of a Concat, some of which are reshaped for it."""
     before = [_reshape_before(edit, value, node) for value in node.inputs]
     sources = [value if first is None else first.inputs[0] for first, value in zip(before, node.inputs, strict=True)]
@@ -358,7 +358,7 @@ def _stacked(edit: Collapse, node: ir.Node) -> _Parts | None:
     return node.attributes.get_int("axis", 0) % len(dims[0]), [*zip(sources, dims, strict=True)]
 
 
-def _cut(edit: Collapse, node: ir.Node) -> _Parts | None:
+def _cut(edit: Edit, node: ir.Node) -> _Parts | None:
     """The parts of a Concat that a Reshape takes apart again: [..., n m, ...] becomes [..., n, m, ...]."""
     whole = _only(edit, node.inputs[0], node, {"Concat"})
     cut = None if whole is None or not edit.keeps_order(node) else edit.known.dims(node.outputs[0])
@@ -371,7 +371,7 @@ def _cut(edit: Collapse, node: ir.Node) -> _Parts | None:
     return axis, [(value, dims) for value in whole.inputs]
 
 
-_RULES: dict[str, Callable[[Collapse, ir.Node], bool]] = {
+_RULES: dict[str, Callable[[Edit, ir.Node], bool]] = {
     **dict.fromkeys(_SEVERAL, _operands),
     **dict.fromkeys(KEEP_ORDER, _moved),
     "Concat": _concat,

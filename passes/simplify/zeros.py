@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graphopt.contracts import Change
 from graphopt.graphs import constant
 
-from .collapse import Collapse, has_one_place
+from .edit import Edit, has_one_place
 from .follow import symbolic
 from .graph import Root, Work, may_end_normalization
 
@@ -46,7 +46,7 @@ def drop_zero_terms(work: Work) -> list[Change]:
     terms = [node for node in work.operators(root, _TERMS) if _other_than_zero(work, node) is not None and has_one_place(node)]
     if not terms:
         return []
-    edit, sensitive = Collapse(work, root, symbolic(work, root)), _sensitive(root)
+    edit, sensitive = Edit(work, root, symbolic(work, root)), _sensitive(root)
     for node in terms:
         kept = _other_than_zero(work, node)  # by now: what it read may have been the sum of a term that is gone
         if kept is not None and node.outputs[0] not in sensitive and edit.keeps(node, kept):
