@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from graphopt.passes.simplify import dims as polynomials
 from graphopt.passes.simplify.dims import Dim, exact_quotient, product, quotient, remainder, symbol
@@ -382,3 +383,55 @@ def test_after_a_change_the_same_is_known_as_if_nothing_had_been_known_before():
     anew = symbolic(replace(work, symbolic=None), work.roots[0])
     assert [known.dims(value) for value in values[1:]] == [anew.dims(value) for value in values[1:]]
     assert known.update(nodes, [nodes[1]]) == set()
+
+
+def test_what_reads_a_value_of_which_the_same_is_known_need_not_be_evaluated_again():
+    proto = from_text(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x, float[N, 6] z, float[M, 4] w) => (int64[a, b] y)
+        <int64[1] one = {1}>
+        { rows = Shape <end: int = 1> (x) same = Shape <end: int = 1> (z) more = Shape <end: int = 1> (w)
+          size = Concat <axis: int = 0> (rows, one) y = Expand(one, size) }"""
+    )
+    work, known = known_of(proto)
+    nodes = {node.outputs[0].name: node for node in work.model.graph}
+    size = nodes["size"]
+    assert known.known_numbers(size.outputs[0]) == [symbol("$N"), 1]
+    size.replace_input_with(0, nodes["same"].outputs[0])
+    assert known.rewired([size, nodes["y"]]) == []
+    size.replace_input_with(0, nodes["more"].outputs[0])
+    assert known.rewired([size, nodes["y"]]) == [size]
+    known.update(list(work.model.graph), [size])
+    assert known.known_numbers(size.outputs[0]) == [symbol("$M"), 1]
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "Transpose (a)",
+        "Gather <axis: int = 1> (a, b)",
+        "Concat <axis: int = 1> (a, c)",
+        "Concat <axis: int = 0> (a, a)",
+        "Slice (a, from, to, axes, steps)",
+        "Expand (c, larger)",
+        "Reshape (a, flat)",
+        "Unsqueeze (a, axes)",
+        "Squeeze (c, last)",
+        "Mul (a, c)",
+        "Max (a, c, ten)",
+        "Where (yes, a, c)",
+        "ConstantOfShape <value: tensor = int64[1] {7}> (larger)",
+    ],
+)
+def test_numbers_in_more_axes_are_those_that_a_runtime_computes(operator: str):
+    proto = from_text(
+        f"""<ir_version: 8, opset_import: ["": 17]> g () => (int64[] y)
+        <int64[2, 3] a = {{1, 2, 3, 4, 5, 6}}, int64[2, 2] b = {{0, -1, 1, 0}}, int64[2, 1] c = {{7, 8}}, int64 ten = {{10}},
+         bool[2, 1] yes = {{1, 0}}, int64[2] larger = {{2, 4}}, int64[2] flat = {{3, -1}}, int64[1] last = {{-1}},
+         int64[2] from = {{-1, 0}}, int64[2] to = {{-9, 2}}, int64[2] axes = {{0, 1}}, int64[2] steps = {{-1, 1}}>
+        {{ y = {operator} }}"""
+    )
+    work, known = known_of(proto)
+    numbers = known.numbers(work.model.graph.outputs[0])
+    (computed,) = ReferenceEvaluator(proto).run(None, {})
+    assert numbers is not None
+    assert (numbers.shape, list(numbers.items)) == (computed.shape, computed.ravel().tolist())
