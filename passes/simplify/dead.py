@@ -19,7 +19,7 @@ from graphopt import walk
 from graphopt.contracts import Change
 from graphopt.graphs import site
 
-from .graph import Root, Work, remove
+from .graph import Root, Work, detach, remove
 
 _WITHOUT_EFFECTS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 _OPTIONAL_OUTPUTS = {"Dropout": 1, "GRU": 0, "LSTM": 0, "LayerNormalization": 1, "MaxPool": 1, "RNN": 0}
@@ -32,23 +32,26 @@ def remove_dead(work: Work) -> list[Change]:
     effects = _functions_with_effects(work.model)
     for root in work.roots:
         _sweep(work, root, root.graph, effects, changes)
-    changes += remove_unused_initializers(work)
+    changes += remove_initializers(work, initializers(work), work.annotated_names())
     changes += _remove_functions(work.model)
     return changes
 
 
 def remove_dead_nodes(work: Work, nodes: Iterable[ir.Node]) -> list[ir.Node]:
     """Remove those of the nodes that are dead, and those that only they used: all that went."""
-    dead: list[ir.Node] = []
+    dead: dict[ir.Node, None] = {}
     effects, waiting = _functions_with_effects(work.model), [*nodes]
     while waiting:
         node = waiting.pop()
-        if node.graph is None or not _is_dead(work, node, effects) or (work.excludes and work.excluded(site(node))):
+        if node in dead or node.graph is None or not _is_dead(work, node, effects):
+            continue
+        if work.excludes and work.excluded(site(node)):
             continue
         waiting += [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
-        remove([node])
-        dead.append(node)
-    return dead
+        detach(node)
+        dead[node] = None
+    remove([*dead])
+    return [*dead]
 
 
 def removals(dead: Iterable[ir.Node]) -> list[Change]:
@@ -80,10 +83,9 @@ def _is_dead(work: Work, node: ir.Node, effects: set[ir.OperatorIdentifier]) -> 
     return identifier not in effects if identifier in work.model.functions else node.domain in _WITHOUT_EFFECTS
 
 
-def remove_unused_initializers(work: Work) -> list[Change]:
-    """Remove the initializers that nothing uses."""
-    listed = [value for root in work.roots for graph in root.graphs for value in graph.initializers.data.values()]
-    return remove_initializers(work, listed, work.annotated_names())
+def initializers(work: Work) -> list[ir.Value]:
+    """Those of all graphs."""
+    return [value for root in work.roots for graph in root.graphs for value in graph.initializers.data.values()]
 
 
 def remove_initializers(work: Work, values: Iterable[ir.Value], kept: set[str]) -> list[Change]:

@@ -11,7 +11,7 @@ what is known of their dimensions and contents. So a change makes due
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 
 import onnx_ir as ir
@@ -20,7 +20,7 @@ from graphopt import walk
 from graphopt.contracts import Change
 
 from .contents import CONTENTS
-from .dead import removals, remove_dead_nodes, remove_unused_initializers
+from .dead import initializers, removals, remove_dead_nodes, remove_initializers
 from .graph import Work
 from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 
@@ -48,6 +48,7 @@ class Watch:
         self._dead = dead
         self._inputs: dict[ir.Node, Sequence[ir.Value | None]] = {}
         self._homes: dict[ir.Node, ir.Graph] = {}
+        self._initializers: set[ir.Value] = set()
         self.removed: list[Change] = []
         """What was removed."""
         work.changed()
@@ -63,7 +64,7 @@ class Watch:
         """Where there may be more to do, now that steps have changed the model."""
         before, homes = self._inputs, self._homes
         self._note()
-        touched = dict.fromkeys(node for node, inputs in self._inputs.items() if before.get(node) is not inputs)
+        touched = {node: None for node, inputs in self._inputs.items() if before.get(node) is not inputs}
         if self._work.subgraphs:
             touched |= dict.fromkeys(node for node, home in self._homes.items() if homes.get(node) is not home)
         read = [inputs for node, inputs in before.items() if self._inputs.get(node) is not inputs]
@@ -73,7 +74,7 @@ class Watch:
             for node in self._without_dead([*touched, *_producers(unread)]):
                 values |= dict.fromkeys(before.get(node, ()))
                 touched.pop(node, None)
-            self.removed += remove_unused_initializers(self._work)
+            self.removed += self._without_unread(values)
         readers = {use.node for value in values if value is not None and value.producer() for use in value.uses()}
         known = self._work.symbolic
         renewed = set() if known is None else known.update(self._inputs, known.rewired(touched))
@@ -89,6 +90,13 @@ class Watch:
                 homes.pop(node, None)
                 self._inputs.pop(node, None)
         return [*dead, *inner]
+
+    def _without_unread(self, values: Container[ir.Value | None]) -> Sequence[Change]:
+        """Remove those of the initializers that nothing reads: of those that there were, only some of ``values`` can be."""
+        before, listed = self._initializers, initializers(self._work)
+        self._initializers = {*listed}
+        suspects = [value for value in listed if value in values or value not in before]
+        return remove_initializers(self._work, suspects, self._work.annotated_names())
 
     def learnt(self) -> Where:
         """Where there may be more to do, now that inference has told more."""

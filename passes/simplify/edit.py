@@ -68,12 +68,12 @@ class Edit:
 
     def constant(self, node: ir.Node, array: Array) -> ir.Value:
         """A constant for a node to read."""
-        graph, tensor = node.graph, ir.Tensor(array)
+        graph = node.graph
         assert graph is not None
-        key = (graph, tensor.dtype, array.shape, array.tobytes())
+        key = (graph, array.dtype, array.shape, array.tobytes())
         if key in self.constants:
             return self.constants[key]
-        name = self.root.new_name("shape")
+        name, tensor = self.root.new_name("shape"), ir.Tensor(array)
         new = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
         if self.root.initializers:
             new.const_value = tensor

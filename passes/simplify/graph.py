@@ -285,14 +285,19 @@ def remove(nodes: Sequence[ir.Node]) -> None:
     """Remove nodes that only each other use, and all that is in their subgraphs: what these captured may be dead then."""
     by_graph: dict[ir.Graph, list[ir.Node]] = {}
     for node in nodes:
-        for subgraph in subgraphs(node):
-            for inner in walk.nodes(subgraph):
-                inner.resize_inputs(0)
-        node.resize_inputs(0)
+        detach(node)
         assert node.graph is not None
         by_graph.setdefault(node.graph, []).append(node)
     for graph, members in by_graph.items():
         graph.remove(members, safe=True)
+
+
+def detach(node: ir.Node) -> None:
+    """Let a node that is to be removed, and all that is in its subgraphs, read nothing any more."""
+    for subgraph in subgraphs(node):
+        for inner in walk.nodes(subgraph):
+            inner.resize_inputs(0)
+    node.resize_inputs(0)
 
 
 def may_end_normalization(vector: ir.TensorProtocol, value: ir.Value) -> bool:
