@@ -295,12 +295,12 @@ class Collapse(Edit):
 
     def slice(self, node: ir.Node) -> None:
         """Let constants be the bounds of a Slice."""
-        window, dims = slice_of(self.known, node), self.known.dims(node.inputs[0])
+        computed = [index for index in (1, 2) if constant(node.inputs[index]) is None]
+        window = slice_of(self.known, node) if computed else None
+        dims = self.known.dims(node.inputs[0])
         if window is None or dims is None:
             return
-        for index in (1, 2):
-            if constant(node.inputs[index]) is not None:
-                continue
+        for index in computed:
             bounds = [_bound(dims[axis], bounds[index - 1]) if bounds[2] > 0 else None for axis, bounds in window.items()]
             known = [bound for bound in bounds if bound is not None]
             if len(known) == len(bounds):

@@ -55,9 +55,10 @@ class Watch:
         self._note()
 
     def _note(self) -> None:
-        self._homes = {}
-        for root in self._work.roots:
-            self._homes.update(root.homes)
+        main, *functions = self._work.roots
+        self._homes = main.homes
+        for root in functions:
+            self._homes = self._homes | root.homes
         self._inputs = {node: node.inputs for node in self._homes}
 
     def changed(self) -> set[ir.Node]:

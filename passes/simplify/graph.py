@@ -55,7 +55,7 @@ class Root:
 
     def _list(self, graph: ir.Graph, homes: dict[ir.Node, ir.Graph]) -> None:
         found = [*graph]
-        if self.subgraphs.keys().isdisjoint(found):
+        if not self.subgraphs or self.subgraphs.keys().isdisjoint(found):
             homes.update(dict.fromkeys(found, graph))
             return
         for node in found:
@@ -163,7 +163,8 @@ class Work:
         where = root.nodes if self.near is None else self.near
         if self.near is not None and self.model.functions:
             where = [node for node in where if node in root.homes]
-        chosen = [node for node in where if self._kinds[node] in op_types]
+        kinds = self._kinds
+        chosen = [node for node in where if kinds[node] in op_types]
         return (node for node in chosen if node.graph is not None)
 
     @cached_property

@@ -55,7 +55,7 @@ def remove_round_trips(work: Work) -> list[Change]:
     """Apply the rules to the main graph and its subgraphs."""
     root = work.roots[0]
     edit = Edit(work, root, symbolic(work, root))
-    for node in work.operators(root, _RULES.keys() | SINKING):
+    for node in work.operators(root, _LOOKED_AT):
         if not has_one_place(node):
             continue
         rule = _RULES.get(node.op_type)
@@ -282,13 +282,13 @@ def _neutral(index: int, number: float) -> Callable[[Edit, ir.Node], None]:
         for position in (0, 1) if index < 0 else (index,):
             value, other = node.inputs[position], node.inputs[1 - position]
             tensor = constant(value)
-            if tensor is None or other is None or tensor.size > _SMALL or not edit.keeps(node, other):
+            if tensor is None or other is None or tensor.size > _SMALL:
                 continue
             if value is not None and edit.work.excluded(value.name or ""):
                 continue
             dtype = tensor.dtype
             whole = dtype in INTEGERS or dtype == ir.DataType.BOOL
-            if not whole and (not dtype.is_floating_point() or may_end_normalization(tensor, other)):
+            if not whole and not dtype.is_floating_point():
                 continue
             array = tensor.numpy()
             same = (
@@ -297,7 +297,7 @@ def _neutral(index: int, number: float) -> Callable[[Edit, ir.Node], None]:
                 and np.all(array == number)
                 and (number or whole or np.all(np.signbit(array) == np.signbit(number)))
             )
-            if same:
+            if same and (whole or not may_end_normalization(tensor, other)) and edit.keeps(node, other):
                 edit.put(node, other, f"removed {node.op_type}", f"one of its operands is {number:g}")
                 return
 
@@ -354,3 +354,4 @@ _RULES: dict[str, Callable[[Edit, ir.Node], object]] = {
     "Transpose": _transpose,
     "Where": _where,
 }
+_LOOKED_AT = _RULES.keys() | SINKING

@@ -121,7 +121,9 @@ class Symbolic:
         """
         due, found = {*changed}, set()
         for node in nodes if due else ():
-            renewed = [output for output in node.outputs if self._is_renewed(output)] if node in due else []
+            if node not in due:
+                continue
+            renewed = [output for output in node.outputs if self._is_renewed(output)]
             if renewed:
                 found.add(node)
                 due.update(use.node for output in renewed for use in output.uses())
