@@ -115,9 +115,7 @@ class _Representation:
         )
 
     def node(self, proto: onnx.NodeProto, outputs: Sequence[ir.Value], scope: _Scope) -> ir.Node:
-        """A node that makes ``outputs``."""
-        if proto.device_configurations:
-            raise _RareError
+        """A node that makes ``outputs``; what it says of devices refers to the model's configurations, and there are none."""
         return ir.Node(
             proto.domain,
             proto.op_type,
@@ -182,7 +180,10 @@ class _Representation:
         """A type of its own, and the shape, which all values of this type share."""
         key = proto.SerializeToString()
         if key not in self.types:
-            shape = ir.serde.deserialize_type_proto_for_shape(proto)
+            dims = proto.tensor_type.shape.dim
+            sizes = [dim.dim_value for dim in dims if dim.HasField("dim_value") and not dim.HasField("denotation")]
+            known = sizes and len(sizes) == len(dims)
+            shape = self.shape(sizes) if known else ir.serde.deserialize_type_proto_for_shape(proto)
             self.types[key] = ir.serde.deserialize_type_proto_for_type(proto), shape
         kind, shape = self.types[key]
         if isinstance(kind, ir.TensorType):

@@ -11,7 +11,6 @@ made.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import re
@@ -277,8 +276,10 @@ def _put_in_place(path: Path, new: Path, data_path: Path | None, new_data: Path 
 
 def _own_data(path: Path) -> set[Path]:
     """Data files of the model at ``path`` that bear the name that ``save`` gives them."""
+    if not path.exists():
+        return set()
     own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{8}\.data")
-    if not path.exists() or not any(own.fullmatch(file.name) for file in path.parent.glob(f"{glob.escape(path.stem)}.*.data")):
+    if not any(map(own.fullmatch, os.listdir(path.parent))):
         return set()
     try:
         names = locations(read(path)[0])

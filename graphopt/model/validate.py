@@ -245,7 +245,8 @@ class _Walk:
         inside, opsets = scope.inside, scope.opsets
         op_type, given = node.op_type, node.domain
         for text in (op_type, node.name, node.doc_string):
-            _text(text, inside or "the graph")
+            if not isinstance(text, str):
+                _text(text, inside or "the graph")
         domain = _domain(given, inside)
         if domain != given:
             node.domain = domain
