@@ -11,7 +11,7 @@ estimates on the same parts.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -51,7 +51,7 @@ def infer(model: ir.Model, known: Facts | None = None, before: Reads | None = No
         before: What the nodes of the main graph read when that was inferred.
     """
     kept = model.meta.pop(_KEPT, None)
-    if kept is not None and _is_same(kept[0], _parts(model)):
+    if kept is not None and _is_same(kept[0], _parts(model, walk.listed(model.graph))):
         found: Facts = kept[1]
         return found
     inputs = {value: ir.TypeAndShape(value.type, value.shape) for value in model.graph.inputs}
@@ -65,9 +65,11 @@ def keep(model: ir.Model, found: Facts) -> None:
     The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``).
     """
     if not model.functions:
+        listed = [*walk.listed(model.graph)]
         kept = {value: fact for value, fact in found.items() if value.graph is not None}
-        constants = {value: tensor for value, tensor in graph_initializers(model) if value not in kept}
-        model.meta[_KEPT] = _parts(model), kept | _of_constants(constants)  # with those that are new since inference
+        initializers = (value for graph, _ in listed for value in graph.initializers.values() if value not in kept)
+        new = {value: value.const_value for value in initializers if value.const_value is not None}  # since inference
+        model.meta[_KEPT] = _parts(model, listed), kept | _of_constants(new)
 
 
 def are_fixed(model: ir.Model, found: Facts) -> bool:
@@ -76,16 +78,18 @@ def are_fixed(model: ir.Model, found: Facts) -> bool:
     return all((fact := found.get(value)) is not None and fact.shape is not None and fact.shape.is_static() for value in values)
 
 
-def _parts(model: ir.Model) -> list[object]:
-    """All that inference depends on: objects that are replaced, never changed, when the graph is."""
+def _parts(model: ir.Model, listed: Iterable[tuple[ir.Graph, Sequence[ir.Node]]]) -> list[object]:
+    """All that inference depends on: objects that are replaced, never changed, when the graph is.
+
+    ``listed`` are its graphs and their nodes.
+    """
     parts: list[object] = [(*model.opset_imports.items(), *(str(value.shape) for value in model.graph.inputs))]
-    for graph, listed in walk.listed(model.graph):
+    for graph, found in listed:
         parts += (*graph.inputs, *graph.outputs, *(value.type for value in graph.inputs))
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             parts += (value, value.const_value)
-        for node in listed:
-            parts += (node, node.inputs, node.outputs)
-            parts += node.attributes.data.values()
+        for node in found:
+            parts += (node, node.inputs, node.outputs, *node.attributes.data.values())
     return parts
 
 
@@ -188,6 +192,8 @@ def _lengthened(
     for node in listed:
         kind, inputs = node.op_type, node.inputs
         lengths = [longest[value] for value in inputs if value in longest]  # of what they hold at most, if they are vectors
+        if not lengths and kind != "Shape" and kind not in _LENGTHEN:
+            continue
         length = _MOST_AXES if kind == "Shape" else max(lengths, default=1)
         if kind == "Concat" and node.attributes.get_int("axis", 0) in {0, -1}:
             length = sum(lengths) + len(inputs) - len(lengths)

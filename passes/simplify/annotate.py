@@ -8,9 +8,10 @@ stated dimension of which inference knows nothing is left as it is. Inputs and o
 
 from __future__ import annotations
 
+from itertools import chain
+
 import onnx_ir as ir
 
-from graphopt import walk
 from graphopt.contracts import Change
 
 from .graph import Work
@@ -18,11 +19,12 @@ from .graph import Work
 
 def mend_shapes(work: Work, *, complete: bool) -> list[Change]:
     """Mend stated types and shapes; with ``complete``, add the missing ones too. One change tells how many of each."""
-    boundary = {*work.model.graph.inputs, *work.model.graph.outputs}
+    root, outputs = work.roots[0], {*work.model.graph.outputs}
     mended = added = 0
-    for value in (value for graph in work.roots[0].graphs for value in walk.defined(graph)):
+    inner = (value for graph in root.graphs[1:] for value in graph.inputs)
+    for value in chain(inner, *(node.outputs for node in root.nodes)):
         known = work.facts.get(value)
-        if known is None or value in boundary or value.is_initializer():
+        if known is None or value in outputs or value.is_initializer():
             continue
         if value.type is None and value.shape is None:
             if complete:

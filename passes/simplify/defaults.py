@@ -23,7 +23,7 @@ def drop_defaults(model: ir.Model) -> list[Change]:
     """Drop them; one change tells how many there were."""
     if model.opset_imports.get("", 0) < _OPSET:
         return []
-    nodes = [node for graph in walk.graphs(model.graph) for node in graph if node.op_type in _OPERATORS and not node.domain]
+    nodes = (node for _, found in walk.listed(model.graph) for node in found if node.op_type in _OPERATORS and not node.domain)
     count = 0
     for node in nodes:
         stated = [name for name, attribute in node.attributes.items() if _is_default(name, attribute)]

@@ -10,13 +10,13 @@ metadata, and what a person wrote (the doc strings of the model and its graphs, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from itertools import chain
 
 import onnx_ir as ir
 
 from graphopt.contracts import Change
 from graphopt.model.weights import listed
-from graphopt.shapes import defined
 
 _PREFIXES = ("pkg.torch.", "pkg.onnxscript.")
 _BESIDE = "namespace"
@@ -30,7 +30,8 @@ def drop_leftovers(model: ir.Model) -> list[Change]:
     sizes: list[int] = []
     for graph, nodes in listed(model):
         sizes += _drop_metadata(graph.metadata_props)
-        owners: list[ir.Node | ir.Value] = [*nodes, *defined(graph, nodes), *graph.outputs]
+        values = chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in nodes))
+        owners: Iterable[ir.Node | ir.Value] = chain(nodes, values)
         for owner in owners:
             if owner.metadata_props:
                 sizes += _drop_metadata(owner.metadata_props)
