@@ -153,7 +153,7 @@ def _type(proto: onnx.ValueInfoProto, kind: ir.TypeProtocol | None, shape: ir.Sh
 def _tensor(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> None:
     """Write a small tensor, or type and shape of a large one."""
     proto.data_type = tensor.dtype.value
-    proto.dims.extend(tensor.shape.numpy())
+    proto.dims.extend(tensor.shape)
     if tensor.dtype == ir.DataType.STRING:
         proto.string_data.extend(tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().flat)
     elif tensor.nbytes <= SMALL_BYTES:

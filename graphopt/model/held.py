@@ -80,7 +80,7 @@ def described(proto: onnx.TensorProto) -> dict[str, Any]:
     return {
         "name": proto.name,
         "doc_string": proto.doc_string or None,
-        "metadata_props": {entry.key: entry.value for entry in proto.metadata_props},
+        "metadata_props": {entry.key: entry.value for entry in props} if (props := proto.metadata_props) else None,
     }
 
 

@@ -312,7 +312,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _in_memory(tensor: ir.TensorProtocol) -> memoryview | None:
     """A tensor's raw data, no copy where they lie in order; None where they are not in memory, or not as they are stored."""
-    if not isinstance(tensor, ir.Tensor | ir.LazyTensor) or isinstance(tensor, FileTensor) or tensor.dtype.bitwidth < 8:
+    if isinstance(tensor, FileTensor) or not isinstance(tensor, ir.Tensor | ir.LazyTensor) or tensor.dtype.bitwidth < 8:
         return None
     array = tensor.numpy()
     return _in_order(array).reshape(-1).view(np.uint8).data if array.dtype == stored(tensor.dtype) else None

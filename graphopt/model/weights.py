@@ -81,8 +81,11 @@ def weights(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 
 def is_large(tensor: ir.TensorProtocol) -> bool:
-    """Whether a tensor's data may lie elsewhere than in the graph's own message."""
-    return tensor.dtype != ir.DataType.STRING and (tensor.nbytes >= SMALL_BYTES or isinstance(tensor, ir.ExternalTensor))
+    """Whether a tensor's data may lie elsewhere than in the graph's own message.
+
+    The library's classes are protocols: ``isinstance`` takes ten times as long to say no as a comparison.
+    """
+    return tensor.dtype != ir.DataType.STRING and (tensor.nbytes >= SMALL_BYTES or type(tensor) is ir.ExternalTensor)
 
 
 def tensor_bytes(tensor: ir.TensorProtocol) -> int:

@@ -164,17 +164,17 @@ class _Message:
     def tensor(self, tensor: ir.TensorProtocol, proto: onnx.TensorProto, owner: Owner | None) -> None:
         """A tensor of ``owner``, or one that has no place of its own."""
         place = None if owner is None else self.elsewhere(owner)
-        if isinstance(tensor, ir.TensorProtoTensor) and place is None:
+        if type(tensor) is ir.TensorProtoTensor and place is None:
             proto.CopyFrom(tensor.raw)
             proto.ClearField("metadata_props")  # described below as it is now
         else:
             proto.data_type = tensor.dtype.value
-            proto.dims.extend(tensor.shape.numpy())
+            proto.dims.extend(tensor.shape)
             if place is not None:
                 proto.data_location = onnx.TensorProto.EXTERNAL
                 for key, entry in zip(("location", "offset", "length"), (*place, tensor.nbytes), strict=True):
                     proto.external_data.add(key=key, value=str(entry))
-            elif isinstance(tensor, ir.StringTensor):
+            elif type(tensor) is ir.StringTensor:
                 proto.string_data.extend(tensor.string_data())
             else:
                 proto.raw_data = tensor.tobytes()

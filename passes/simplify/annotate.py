@@ -62,4 +62,4 @@ def _merged(stated: ir.Shape | None, inferred: ir.Shape | None, *, complete: boo
 
 
 def _is_unknown(dim: int | ir.SymbolicDim) -> bool:
-    return isinstance(dim, ir.SymbolicDim) and dim.value is None
+    return not isinstance(dim, int) and dim.value is None  # as most are ints: to ask for the other class takes longer
