@@ -216,7 +216,7 @@ class Symbolic:
         try:
             if standard and op_type in self._rules and any(known is None or None in known for known in inferred):
                 followed = self._rules[op_type](self, node)
-            if standard and op_type in self._contents:
+            if standard and outputs and self._may_be_numbered(outputs[0]):
                 numbers = self._contents[op_type](self, node)
         except TooLongError:
             numbers = None
