@@ -44,7 +44,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """The tensor of a Constant node; None for other nodes, sparse tensors, and constants given by a function's attribute."""
-    if node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
+    if node.op_type != "Constant" or node.domain != "" or len(node.attributes.data) != 1:
         return None
     attribute = next(iter(node.attributes.data.values()))
     if attribute.is_ref():

@@ -54,7 +54,7 @@ def _held(model: ir.Model) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
                 yield value, value.const_value
         for node in nodes:
             if node.op_type == "Constant" and node.domain == "":
-                value_attribute = node.attributes.get("value")
+                value_attribute = node.attributes.data.get("value")
                 if value_attribute is not None and not value_attribute.is_ref():
                     yield node, value_attribute.value
 

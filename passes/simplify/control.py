@@ -27,7 +27,6 @@ from onnx_ir.passes import common
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 from graphopt.model import nodes as all_nodes
-from graphopt.shapes import defined
 
 from .graph import Root, Work, can_replace, output_position, remove, replace
 from .names import own
@@ -108,8 +107,9 @@ class _Names:
     @cached_property
     def values(self) -> Counter[str | None]:
         """Those of values."""
-        names = [value.name for graph in self.root.graphs for value in defined(graph)]
-        self.root.names.update(name for name in names if name)  # now: what is being moved is in no graph for a while
+        held = [value for graph in self.root.graphs for value in (*graph.inputs, *graph.initializers.values())]
+        names = [value.name for value in held] + [output.name for node in self.root.nodes for output in node.outputs]
+        self.root.names.update(filter(None, names))  # now: what is being moved is in no graph for a while
         return Counter(names)
 
     @cached_property

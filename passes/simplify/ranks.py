@@ -30,6 +30,8 @@ _DEEPEST = 16
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _SAME = ONE_OPERAND | {"Identity"}
+_TOLD = _SAME | {"Squeeze", "Unsqueeze"}
+"""Operators of which the number of axes before tells the number after, and the other way round."""
 _Ranks = frozenset[int] | None
 """Numbers of axes, one of which it is; None if nothing is known."""
 
@@ -95,7 +97,7 @@ def _needed_by(work: Work, node: ir.Node, index: int, depth: int) -> _Ranks:
         rank = 2
     elif node.op_type == "Transpose" and (perm := node.attributes.get("perm")) is not None:
         rank = None if perm.is_ref() else len(perm.as_ints())
-    elif index == 0 and node.op_type in _SAME | {"Squeeze", "Unsqueeze"}:
+    elif index == 0 and node.op_type in _TOLD:
         after, count = _needed(work, node.outputs[0], node.graph, depth - 1), 0 if node.op_type in _SAME else _axes(node)
         return _plus(after, -count if node.op_type == "Unsqueeze" and count is not None else count)
     return None if rank is None else frozenset({rank})
@@ -112,7 +114,7 @@ def _given(work: Work, value: ir.Value | None, depth: int) -> _Ranks:
         branches = [_branch_output(producer, name, index) for name in ("then_branch", "else_branch")]
         ranks = [_given(work, output, depth - 1) for output in branches]
         return None if ranks[0] is None or ranks[1] is None else ranks[0] | ranks[1]
-    if producer.op_type not in _SAME | {"Squeeze", "Unsqueeze"}:
+    if producer.op_type not in _TOLD:
         return None
     before, count = _given(work, producer.inputs[0], depth - 1), 0 if producer.op_type in _SAME else _axes(producer)
     return _plus(before, -count if producer.op_type == "Squeeze" and count is not None else count)
