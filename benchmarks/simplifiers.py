@@ -55,7 +55,7 @@ TOOLS = {
 _SOURCES = (
     "graphopt/contracts/*.py",
     "graphopt/model/*.py",
-    *(f"graphopt/{name}.py" for name in ("garbage", "graphs", "recipe", "shapes", "skeleton", "walk")),
+    *(f"graphopt/{name}.py" for name in ("again", "garbage", "graphs", "recipe", "shapes", "skeleton", "walk")),
     "graphopt/recipes/lossless.yaml",
     *(f"passes/{family}/*.py" for family in ("simplify", "fuse", "shapes")),
 )
