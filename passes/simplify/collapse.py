@@ -190,9 +190,10 @@ class Collapse(Edit):
             if _have_same_dims(dims, self.known.dims(source)):
                 found = source
                 break
-        return found is not None and self.put(
-            node, found, f"removed {node.op_type}", "it gives what went in, in the same shape"
-        )
+        if found is None or not self.put(node, found, f"removed {node.op_type}", "it gives what went in, in the same shape"):
+            return False
+        self.known.state_dims(found, dims)
+        return True
 
     def keeps_all(self, node: ir.Node) -> bool:
         """Whether an operator that keeps the dimensions keeps the elements too."""

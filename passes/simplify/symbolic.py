@@ -46,6 +46,8 @@ class Symbolic:
         self._atoms = 0
         self._unknown: set[Dim] = set()
         """How the rule that is being asked says that it knows nothing of a dimension."""
+        self._due: set[ir.Node] = set()
+        """What reads a value of which something else was stated."""
         self._earlier: dict[ir.Value, tuple[Dim, ...]] = {}
         """What was known of the dimensions of values before what they follow from changed: as true as ever."""
 
@@ -103,6 +105,14 @@ class Symbolic:
         self._dims[new], self._numbers[new] = dims, None
         self._set(new)
 
+    def state_dims(self, value: ir.Value, dims: tuple[Dim, ...]) -> None:
+        """Take note that a value has these dimensions too; what follows from that is found out with the next change."""
+        known = self.dims(value) or dims
+        both = tuple([b if isinstance(b, int) or _is_unknown(a) else a for a, b in zip(known, dims, strict=True)])
+        if both != known:
+            self._dims[value] = both
+            self._due.update(use.node for use in value.uses())
+
     def _set(self, new: ir.Value) -> None:
         self._followed.add(new)
         node = new.producer()
@@ -119,7 +129,8 @@ class Symbolic:
         Returns:
             The nodes that give a value of which something else is known now.
         """
-        due, found = {*changed}, set()
+        due, found = {*changed, *self._due}, set()
+        self._due.clear()
         for node in nodes if due else ():
             if node not in due:
                 continue
@@ -274,6 +285,10 @@ class Symbolic:
             return None
         array = tensor.numpy()
         return Numbers(array.shape, tuple(map(int, array.reshape(-1).tolist())))
+
+
+def _is_unknown(dim: Dim) -> bool:
+    return isinstance(dim, Poly) and dim.has_unknown
 
 
 def _merged(a: Sequence[Dim | None] | None, b: Sequence[Dim] | None) -> Sequence[Dim | None] | None:
