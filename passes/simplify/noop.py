@@ -204,7 +204,9 @@ def _split(edit: Edit, node: ir.Node) -> None:
     _, begins, values = parts
     lengths = [b - a for a, b in pairwise(begins)]
     given = [edit.known.dims(output) for output in node.outputs]
-    if [None if shape is None else shape[parts[0]] for shape in given] != lengths:
+    stated = "split" in node.attributes or any(node.inputs[1:])  # else all are equally long, however much that is
+    evenly = not stated and len(given) == len(lengths) == lengths.count(lengths[0])
+    if not evenly and [None if shape is None else shape[parts[0]] for shape in given] != lengths:
         return
     if all(not output.is_graph_output() for output in node.outputs):
         for output, value in zip(node.outputs[1:], values[1:], strict=True):
