@@ -79,9 +79,8 @@ class Symbolic:
     def known_numbers(self, value: ir.Value | None) -> list[Dim] | None:
         """The contents of a vector (of a scalar: the one number), if all of it is known."""
         numbers = self.numbers(value)
-        if numbers is None or None in numbers.items:
-            return None
-        return list(numbers.items)  # type: ignore[arg-type]  # None is not among them
+        known = [] if numbers is None else [number for number in numbers.items if number is not None]
+        return None if numbers is None or len(known) < len(numbers.items) else known
 
     def fixed(self, value: ir.Value | None) -> list[int] | None:
         """The contents of a vector or a scalar, if all of it is the same for all sizes."""
@@ -261,8 +260,9 @@ class Symbolic:
         """Dimensions of a value, with what was known earlier for those that nothing is known of now."""
         if dims is None:
             return None
-        if None not in dims and self._unknown.isdisjoint(dims):
-            return tuple(dims)  # type: ignore[arg-type]  # None is not among them
+        told = [dim for dim in dims if dim is not None and dim not in self._unknown]
+        if len(told) == len(dims):
+            return tuple(told)
         known = [None if dim in self._unknown else dim for dim in dims]
         earlier = self._earlier.get(value, ()) if None in known else ()
         if len(earlier) == len(known):

@@ -331,6 +331,18 @@ def test_what_a_reshape_that_goes_said_of_a_dimension_is_known_of_what_it_read()
     assert operators(result) == ["Slice", "Neg"]
 
 
+def test_a_split_into_equal_parts_meets_the_equal_parts_of_a_concat_whatever_is_stated_of_one_of_them():
+    proto = from_text(
+        """g (float[N, 6] x, int64[1] step) => (float[N, 2] y) <int64[1] zero = {0}, int64[1] end = {9}, int64[1] axis = {1},
+            int64[2] target = {0, 2}> {
+            a = Slice(x, zero, end, axis, step)  b = Tanh(a)  c = Concat<axis = 1>(a, b)
+            d, e = Split<axis = 1, num_outputs = 2>(c)  f = Reshape(e, target)  y = Neg(f)
+        }"""
+    )
+    result = simplified(proto, *({**feed, "step": np.array([3])} for feed in feeds(6)))
+    assert operators(result) == ["Slice", "Tanh", "Neg"]
+
+
 def test_a_reshape_of_what_may_be_nothing_still_takes_nothing():
     """No box is found: 0 rows. ``[0, -1]`` would fail, where the size of the second axis is computed too."""
     model = from_text(
