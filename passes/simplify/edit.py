@@ -88,43 +88,47 @@ class Edit:
 
     def insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
         """The output of a new node before another one, to take the place of that one's output."""
-        old = node.outputs[0]
-        new = self._inserted(node, op_type, inputs, attributes, self.work.facts.get(old, ir.TypeAndShape(None, None)))
-        self.known.tell(new, old)
-        return new
-
-    def insert_as(
-        self,
-        node: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Sequence[ir.Attr],
-        like: ir.Value,
-        dims: Dims,
-    ) -> ir.Value:
-        """The output of a new node before another one, with the element type of ``like`` and other dimensions."""
-        known = self.work.facts.get(like, ir.TypeAndShape(None, None))
-        shape = ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
-        new = self._inserted(node, op_type, inputs, attributes, ir.TypeAndShape(known.type, shape))
-        self.known.tell_dims(new, dims)
-        return new
-
-    def _inserted(
-        self,
-        node: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Sequence[ir.Attr],
-        known: ir.TypeAndShape,
-    ) -> ir.Value:
-        graph = node.graph
+        new, graph = self._like(node.outputs[0]), node.graph
         assert graph is not None
-        new = ir.Value(name=self.root.new_name(node.outputs[0].name or "value"), type=known.type, shape=known.shape)
-        self.work.facts[new] = known
-        graph.insert_before(
-            node, ir.Node("", op_type, inputs, attributes, outputs=[new], name=self.root.new_node_name(site(node)))
-        )
+        graph.insert_before(node, self._made(node, op_type, inputs, attributes, new))
+        self.known.tell(new, node.outputs[0])
         return new
+
+    def insert_behind(self, node: ir.Node, op_type: str, operands: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> None:
+        """Let a new node, which alone reads what another one gives, take over all that read it: that may be rewired then."""
+        old, graph = node.outputs[0], node.graph
+        assert graph is not None
+        new = self._like(old)
+        replace(old, new)
+        old.name = old.name or self.root.new_name(new.name or "value")
+        graph.insert_after(node, self._made(node, op_type, [old, *operands], attributes, new))
+        self.known.tell(new, old)
+
+    def rewire(self, node: ir.Node, inputs: Sequence[ir.Value | None], dims: Dims, axis: int | None = None) -> ir.Value:
+        """Let a node do the same, along this axis, to other values; and return its output, which has other dimensions then."""
+        for index, value in enumerate(inputs):
+            node.replace_input_with(index, value)
+        if axis is not None:
+            node.attributes.add(ir.AttrInt64("axis", axis))
+        output = node.outputs[0]
+        if self.known.dims(output) != dims:
+            dtype = self.work.facts.get(output, ir.TypeAndShape(None, None)).type
+            output.type, output.shape = dtype, ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
+            self.work.facts[output] = ir.TypeAndShape(dtype, output.shape)
+            self.known.tell_dims(output, dims)
+        return output
+
+    def _like(self, old: ir.Value) -> ir.Value:
+        """A new value of which the same is known and stated as of another one."""
+        known = self.work.facts.get(old, ir.TypeAndShape(None, None))
+        new = ir.Value(name=self.root.new_name(old.name or "value"), type=known.type, shape=known.shape)
+        self.work.facts[new] = known
+        return new
+
+    def _made(
+        self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr], output: ir.Value
+    ) -> ir.Node:
+        return ir.Node("", op_type, inputs, attributes, outputs=[output], name=self.root.new_node_name(site(node)))
 
     def before(self, value: ir.Value | None, op_type: str) -> ir.Node | None:
         """The operator of this type that gives a value; in whatever graph."""
@@ -143,12 +147,27 @@ class Edit:
         dims, dtype = self.known.dims(node.outputs[0]), self.work.dtype(node.outputs[0])
         return dims is not None and dims == self.known.dims(value) and dtype is not None and dtype == self.work.dtype(value)
 
+    def put_reshaped(self, node: ir.Node, value: ir.Value, target: Sequence[int], what: str, why: str) -> bool:
+        """Let a value that is reshaped to this constant be what a node gives; one that is a Reshape is kept."""
+        if node.op_type != "Reshape":
+            return self.put(node, self.insert(node, "Reshape", [value, self.vector(node, target)], []), what, why)
+        node.replace_input_with(0, value)
+        if self.known.fixed(node.inputs[1]) != target:
+            node.replace_input_with(1, self.vector(node, target))
+        node.attributes.pop("allowzero", None)  # a 0 in the constant means the input's size
+        return self.kept(node, what, why)
+
     def put(self, node: ir.Node, new: ir.Value, what: str, why: str) -> bool:
         """Let a value take the place of the node's output, if it can."""
         if not can_replace(node.outputs[0], new):
             return False
         replace(node.outputs[0], new)
         self.done(node, what, why)
+        return True
+
+    def kept(self, node: ir.Node, what: str, why: str) -> bool:
+        """Note what was done with a node that stays."""
+        self.changes.append(Change(site(node), what, why))
         return True
 
     def done(self, node: ir.Node, what: str, why: str) -> None:

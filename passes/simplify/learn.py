@@ -1,8 +1,8 @@
 """Infer types and shapes, where that can tell more than what is known.
 
-What is known of a value stays true while the graph is rewired, because every rewrite keeps what a value holds. So inference is
-run when the graph has changed, and only if there is a value of which something is unknown yet: a Reshape whose target became
-constant may now have fixed dimensions.
+What is known of a value stays true while the graph is rewired: a rewrite keeps what a value holds, or tells its new dimensions.
+So inference is run when the graph has changed, and only if there is a value of which something is unknown yet: a Reshape whose
+target became constant may now have fixed dimensions.
 """
 
 from __future__ import annotations

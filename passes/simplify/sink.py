@@ -17,8 +17,9 @@ In memory a tensor is a sequence; for an axis k it is outer(k) blocks, one after
 dimensions before k. g and Concat see nothing else of it. So axis j of x stands for axis k of R(x) where both have the same size
 and the same outer; in a Concat, where outer is the same and all other dimensions of x, y, ... are.
 
-Every rule takes one or more nodes away: it fires only where nothing else reads what is in between. Not touched are operators
-that the user excluded, elementwise operators of versions that do not broadcast (before opset 7), and quantizers.
+Every rule takes one or more nodes away: it fires only where nothing else reads what is in between. So f, g and Concat stay the
+nodes that they are, names and metadata included, and read something else. Not touched are operators that the user excluded,
+elementwise operators of versions that do not broadcast (before opset 7), and quantizers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from graphopt.graphs import constant
 from .dims import Dim, TooLongError, product
 from .edit import KEEP_ORDER, Edit, encode, is_only_for
 from .follow import Dims
+from .graph import remove
 
 _FIRST_BROADCAST = 7
 _FIRST_SOFTMAX_OF_ONE_AXIS = 13
@@ -59,8 +61,8 @@ _LONGEST = 8
 _SMALL = 4096
 """Constants up to so many elements are transposed."""
 
-_WHY_RESHAPE = "the operators in between do not care for the shape"
-_WHY_TRANSPOSE = "the operators in between do not care for the order of the axes"
+_RESHAPED = "reshaped once instead", "the operators in between do not care for the shape"
+_TRANSPOSED = "transposed once instead", "the operators in between do not care for the order of the axes"
 
 
 def sink(edit: Edit, node: ir.Node) -> bool:
@@ -150,26 +152,25 @@ def _rebuild(edit: Edit, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], fi
     """Apply the operators of a chain, which is given last first, to what ``first`` reshapes; then reshape."""
     value = first.inputs[0]
     dims, seen = edit.known.dims(value), edit.known.dims(first.outputs[0])
-    steps: list[tuple[ir.Node, int, list[ir.Attr], Dims]] = []
+    steps: list[tuple[ir.Node, int, int | None, Dims]] = []
     for middle, index in reversed(chain):
         if dims is None or seen is None:
             return False
-        attributes = [*middle.attributes.values()]
+        axis = None
         if middle.op_type in ALONG_AN_AXIS:
             found = _along_axis(edit, middle, seen, dims)
             if found is None:
                 return False
             axis, dims = found
-            attributes = [*(a for a in attributes if a.name != "axis"), ir.AttrInt64("axis", axis)]
         elif any(len(edit.known.dims(other) or ()) > len(dims) for other in middle.inputs if other is not middle.inputs[index]):
             return False
-        steps.append((middle, index, attributes, dims))
+        steps.append((middle, index, axis, dims))
         seen = edit.known.dims(middle.outputs[0])
     if dims is None or value is None or not _can_reshape(dims, wanted):
         return False
-    for middle, index, attributes, between in steps:
+    for middle, index, axis, between in steps:
         inputs = [value if i == index else other for i, other in enumerate(middle.inputs)]
-        value = edit.insert_as(node, middle.op_type, inputs, attributes, middle.outputs[0], between)
+        value = edit.rewire(middle, inputs, between, axis)
     return _reshape(edit, node, value, dims, wanted)
 
 
@@ -198,9 +199,9 @@ def _can_reshape(dims: Dims, wanted: Dims) -> bool:
 def _reshape(edit: Edit, node: ir.Node, value: ir.Value, dims: Dims, wanted: Dims) -> bool:
     """Let a value, reshaped, take the place of what a node gives. The caller has asked ``_can_reshape``."""
     target = encode(wanted, dims)
-    if dims != wanted and target is not None:
-        value = edit.insert(node, "Reshape", [value, edit.vector(node, target)], [])
-    return edit.put(node, value, "reshaped once instead", _WHY_RESHAPE)
+    if dims == wanted or target is None:
+        return edit.put(node, value, *_RESHAPED)
+    return edit.put_reshaped(node, value, target, *_RESHAPED)
 
 
 def _transpose_after_transpose(edit: Edit, node: ir.Node) -> bool:
@@ -240,9 +241,14 @@ def _turn_back(edit: Edit, node: ir.Node, chain: Sequence[tuple[ir.Node, int]], 
     if second is None or perm is None or dims is None or value is None:
         return False
     for middle, index in reversed(chain):
-        inputs = [value if i == index else _turned(edit, node, other, perm) for i, other in enumerate(middle.inputs)]
-        value = edit.insert_as(node, middle.op_type, inputs, [*middle.attributes.values()], middle.outputs[0], dims)
-    return _transposed(edit, node, value, [perm[axis] for axis in second])
+        inputs = [value if i == index else _turned(edit, middle, other, perm) for i, other in enumerate(middle.inputs)]
+        value = edit.rewire(middle, inputs, dims)
+    together = [perm[axis] for axis in second]
+    if together == sorted(together):
+        return edit.put(node, value, *_TRANSPOSED)
+    node.replace_input_with(0, value)
+    node.attributes.add(ir.AttrInt64s("perm", together))
+    return edit.kept(node, *_TRANSPOSED)
 
 
 def _turned(edit: Edit, node: ir.Node, value: ir.Value | None, perm: Sequence[int]) -> ir.Value | None:
@@ -253,12 +259,6 @@ def _turned(edit: Edit, node: ir.Node, value: ir.Value | None, perm: Sequence[in
     array = tensor.numpy()
     wide = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
     return edit.constant(node, np.ascontiguousarray(wide.transpose(np.argsort(perm))))
-
-
-def _transposed(edit: Edit, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> bool:
-    if [*perm] != sorted(perm):
-        value = edit.insert(node, "Transpose", [value], [ir.AttrInt64s("perm", perm)])
-    return edit.put(node, value, "transposed once instead", _WHY_TRANSPOSE)
 
 
 # ------------------------------------------------------------------------------------------------- what all operands come from
@@ -278,8 +278,27 @@ def _operands(edit: Edit, node: ir.Node) -> bool:
         return False
     if any(edit.known.dims(source) != own for source in sources) or not (perm or _can_reshape(own, wanted)):
         return False
-    value = edit.insert_as(node, node.op_type, sources, [*node.attributes.values()], node.outputs[0], own)
-    return _transposed(edit, node, value, perm) if perm else _reshape(edit, node, value, own, wanted)
+    return _transposed(edit, node, sources, own, perm) if perm else _reshaped(edit, node, sources, own, wanted)
+
+
+def _reshaped(
+    edit: Edit, node: ir.Node, sources: Sequence[ir.Value | None], own: Dims, wanted: Dims, axis: int | None = None
+) -> bool:
+    """Let a node read what is not yet reshaped, and reshape what it gives. The caller has asked ``_can_reshape``."""
+    target = encode(wanted, own)
+    if own != wanted and target is not None:
+        edit.insert_behind(node, "Reshape", [edit.vector(node, target)], [])
+    edit.rewire(node, sources, own, axis)
+    return edit.kept(node, *_RESHAPED)
+
+
+def _transposed(
+    edit: Edit, node: ir.Node, sources: Sequence[ir.Value | None], own: Dims, perm: Sequence[int], axis: int | None = None
+) -> bool:
+    """Let a node read what is not yet transposed, and transpose what it gives."""
+    edit.insert_behind(node, "Transpose", [], [ir.AttrInt64s("perm", perm)])
+    edit.rewire(node, sources, own, axis)
+    return edit.kept(node, *_TRANSPOSED)
 
 
 def _one_transpose(edit: Edit, node: ir.Node) -> tuple[list[int], list[ir.Value | None]]:
@@ -300,17 +319,16 @@ def _concat(edit: Edit, node: ir.Node) -> bool:
     before = [_reshape_before(edit, value, node) for value in node.inputs]
     plain = [first.inputs[0] for first in before if first is not None]
     if len(plain) == len(before):
-        return _stack(edit, node, plain, product(wanted[:axis]), wanted)
+        return _stack(edit, node, node, plain, product(wanted[:axis]), wanted)
     perm, sources = _one_transpose(edit, node)
     if not perm:
         return False
     own = tuple(wanted[perm.index(i)] for i in range(len(perm)))
-    value = edit.insert_as(node, "Concat", sources, [ir.AttrInt64("axis", perm[axis])], node.outputs[0], own)
-    return _transposed(edit, node, value, perm)
+    return _transposed(edit, node, sources, own, perm, perm[axis])
 
 
-def _stack(edit: Edit, node: ir.Node, sources: Sequence[ir.Value | None], outer: Dim, wanted: Dims) -> bool:
-    """Put together what is not yet reshaped, along an axis with as many blocks."""
+def _stack(edit: Edit, node: ir.Node, whole: ir.Node, sources: Sequence[ir.Value | None], outer: Dim, wanted: Dims) -> bool:
+    """Let a Concat put together what is not yet reshaped, along an axis with as many blocks, for what a node gives."""
     parts = [dims for source in sources if (dims := edit.known.dims(source)) is not None]
     if len(parts) < len(sources) or len({len(dims) for dims in parts}) != 1:
         return False
@@ -323,8 +341,9 @@ def _stack(edit: Edit, node: ir.Node, sources: Sequence[ir.Value | None], outer:
             own = (*parts[0][:axis], length, *parts[0][axis + 1 :])
             if not _can_reshape(own, wanted):
                 return False
-            value = edit.insert_as(node, "Concat", sources, [ir.AttrInt64("axis", axis)], node.outputs[0], own)
-            return _reshape(edit, node, value, own, wanted)
+            if whole is node:
+                return _reshaped(edit, node, sources, own, wanted, axis)
+            return _reshape(edit, node, edit.rewire(whole, sources, own, axis), own, wanted)
     return False
 
 
@@ -337,15 +356,19 @@ def _transpose_of_parts(edit: Edit, node: ir.Node) -> bool:
     found = _stacked(edit, whole) if whole.op_type == "Concat" else _cut(edit, whole)
     if found is None:
         return False
-    axis, parts = found
+    concat, axis, parts = found
     moved = [[i for i in perm if dims[i] != 1] for _, dims in parts]
     if any(order != sorted(order) for order in moved):
         return False
-    return _stack(edit, node, [source for source, _ in parts], product(wanted[: perm.index(axis)]), wanted)
+    if not _stack(edit, node, concat, [source for source, _ in parts], product(wanted[: perm.index(axis)]), wanted):
+        return False
+    if whole is not concat:
+        remove([whole])  # what it takes apart has other dimensions now
+    return True
 
 
-_Parts = tuple[int, list[tuple[ir.Value | None, Dims]]]
-"""An axis, and what is put together along it: each part before it is reshaped, and its dimensions when it is."""
+_Parts = tuple[ir.Node, int, list[tuple[ir.Value | None, Dims]]]
+"""A Concat, its axis, and what it puts together: each part before it is reshaped, and its dimensions when it is."""
 
 
 def _stacked(edit: Edit, node: ir.Node) -> _Parts | None:
@@ -355,7 +378,7 @@ def _stacked(edit: Edit, node: ir.Node) -> _Parts | None:
     dims = [found for value in node.inputs if (found := edit.known.dims(value))]
     if not any(before) or len(dims) < len(sources):
         return None
-    return node.attributes.get_int("axis", 0) % len(dims[0]), [*zip(sources, dims, strict=True)]
+    return node, node.attributes.get_int("axis", 0) % len(dims[0]), [*zip(sources, dims, strict=True)]
 
 
 def _cut(edit: Edit, node: ir.Node) -> _Parts | None:
@@ -368,7 +391,7 @@ def _cut(edit: Edit, node: ir.Node) -> _Parts | None:
     dims = (*cut[:axis], 1, *cut[axis + 1 :])
     if cut[axis] != len(whole.inputs) or any(edit.known.dims(v) != (*cut[:axis], *cut[axis + 1 :]) for v in whole.inputs):
         return None
-    return axis, [(value, dims) for value in whole.inputs]
+    return whole, axis, [(value, dims) for value in whole.inputs]
 
 
 _RULES: dict[str, Callable[[Edit, ir.Node], bool]] = {

@@ -100,8 +100,9 @@ class Symbolic:
         self._set(new)
 
     def tell_dims(self, new: ir.Value, dims: tuple[Dim, ...]) -> None:
-        """Take note of the dimensions of a value that is new."""
+        """Take note of the dimensions of a value that is new, or has others from now on."""
         self._dims[new], self._numbers[new] = dims, None
+        self._earlier.pop(new, None)
         self._set(new)
 
     def state_dims(self, value: ir.Value, dims: tuple[Dim, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from helpers import from_text
@@ -198,3 +199,61 @@ def test_a_shape_that_a_caller_may_override_is_left_alone():
     }""")
     feed = {"x": RNG.standard_normal((4, 4)).astype(np.float32)}
     assert operators(simplified(model, feed, feed | {"s": np.array([8, -1])})) == ["Relu", "Reshape"]
+
+
+def named(model: onnx.ModelProto, *feeds: dict[str, np.ndarray], **kwargs: object) -> dict[str, str]:
+    """The operators that are left, by the names of their nodes."""
+    return {node.name: node.op_type for node in simplified(model, *feeds, **kwargs).graph.node}
+
+
+def test_operators_that_reshapes_move_past_keep_their_names_and_metadata():
+    model = from_text(
+        f"""g (float[N, 4, 3] x) => (float[A, B] y)
+        <{ONE}, int64[2] i = {{3, 1}}, int64[2] flat = {{0, 6}}, float[N, 4, 1, 3] b, float[N, 2, 1, 3] c> {{
+        [wide] a = Unsqueeze(x, two)  [act] b = Tanh(a)  [take] c = Gather<axis = 1>(b, i)  [flat] y = Reshape(c, flat)
+    }}""".replace(ONE, TWO)
+    )
+    entry = model.graph.node[1].metadata_props.add()
+    entry.key, entry.value = "scope", "encoder"
+    feed = {"x": RNG.standard_normal((3, 4, 3)).astype(np.float32)}
+    assert named(model, feed) == {"act": "Tanh", "take": "Gather", "flat": "Reshape"}
+    assert [*simplified(model, feed).graph.node[0].metadata_props] == [entry]
+
+
+@pytest.mark.parametrize(
+    ("moved", "both", "rank"),
+    [
+        ("a = Unsqueeze(p, one)  b = Unsqueeze(q, one)", "Concat<axis = 1>(a, b)", 4),
+        ("a = Unsqueeze(p, one)  b = Unsqueeze(q, one)", "Sub(a, b)", 4),
+        ("a = Transpose<perm = [2, 0, 1]>(p)  b = Transpose<perm = [2, 0, 1]>(q)", "Max(a, b, a)", 3),
+        ("a = Transpose<perm = [2, 0, 1]>(p)  b = Transpose<perm = [2, 0, 1]>(q)", "Concat<axis = -1>(a, b, a)", 3),
+    ],
+)
+def test_operators_that_read_reshaped_or_transposed_operands_keep_their_names(moved: str, both: str, rank: int):
+    """Also where what they give is an output of the model, whose name it keeps."""
+    body = f"p = Relu(x)  q = Tanh(x)  {moved}  [both] z = {both}  [after] y = Neg(z)"
+    model = from_text(f"g (float[N, 2, 4] x) => ({RANKS[rank][:-1]}z, {RANKS[rank]}) <{ONE}> {{ {body} }}")
+    found = named(model, {"x": RNG.standard_normal((3, 2, 4)).astype(np.float32)})
+    assert (found["both"], found["after"]) == (both[: both.index("<" if "<" in both else "(")], "Neg")
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_concat_that_is_taken_apart_otherwise_keeps_its_name(dead: bool):
+    model = from_text("""g (float[N, 3, 2, 5] x) => (float[A, B, C, D] y)
+        <int64[5] cut = {0, 2, 3, 2, 5}, int64[4] flat = {0, -1, 2, 5}, float[N, 6, 2, 5] a, float[N, 2, 3, 2, 5] b> {
+        p = Relu(x)  q = Tanh(x)  [whole] a = Concat<axis = 1>(p, q)  b = Reshape(a, cut)
+        c = Transpose<perm = [0, 2, 1, 3, 4]>(b)  y = Reshape(c, flat)
+    }""")
+    feed = {"x": RNG.standard_normal((3, 3, 2, 5)).astype(np.float32)}
+    assert named(model, feed, dead=dead)["whole"] == "Concat"
+
+
+def test_constants_that_are_nodes_stand_before_the_operators_that_read_them():
+    model = from_text("""g (float[N, 2, 3] x) => (float[A, B, C] y) {
+        k = Constant<value = float[2] {3, 4}>()  a = Transpose<perm = [0, 2, 1]>(x)
+        [first] b = Add(a, k)  [second] c = Mul(k, b)  y = Transpose<perm = [0, 2, 1]>(c)
+    }""")
+    model.ir_version = 3
+    found = named(model, {"x": RNG.standard_normal((3, 2, 3)).astype(np.float32)}, constants=False)
+    assert [kind for kind in found.values() if kind != "Constant"] == ["Add", "Mul"]
+    assert (found["first"], found["second"]) == ("Add", "Mul")
