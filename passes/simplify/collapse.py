@@ -269,8 +269,7 @@ class Collapse(Edit):
         target = encode(wanted, dims)
         if target is None or (0 in target and -1 in target and not self.is_as_undetermined(merged, target, dims)):
             return False
-        new = self.insert(node, "Reshape", [first, self.vector(node, target)], [])
-        return self.put(node, new, "merged into one Reshape", "they only reshape one after the other")
+        return self.put_reshaped(node, first, target, "merged into one Reshape", "they only reshape one after the other")
 
     def expand(self, node: ir.Node) -> None:
         """Let a constant be the shape of an Expand."""

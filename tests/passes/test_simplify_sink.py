@@ -257,3 +257,11 @@ def test_constants_that_are_nodes_stand_before_the_operators_that_read_them():
     found = named(model, {"x": RNG.standard_normal((3, 2, 3)).astype(np.float32)}, constants=False)
     assert [kind for kind in found.values() if kind != "Constant"] == ["Add", "Mul"]
     assert (found["first"], found["second"]) == ("Add", "Mul")
+
+
+def test_a_reshape_that_takes_in_others_keeps_its_name():
+    model = from_text(f"""g (float[N, 2, 3] x) => (float[A, B] y) <{ONE}, int64[2] flat = {{0, -1}}> {{
+        [act] a = Relu(x)  b = Unsqueeze(a, one)  [mine] c = Reshape(b, flat)  [after] y = Neg(c)
+    }}""")
+    found = named(model, {"x": RNG.standard_normal((3, 2, 3)).astype(np.float32)})
+    assert found == {"act": "Relu", "mine": "Reshape", "after": "Neg"}
