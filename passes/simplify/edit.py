@@ -88,29 +88,33 @@ class Edit:
 
     def insert(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> ir.Value:
         """The output of a new node before another one, to take the place of that one's output."""
-        new, graph = self._like(node.outputs[0]), node.graph
+        old, graph = node.outputs[0], node.graph
         assert graph is not None
+        new = self._like(old, self.root.new_name(old.name or "value"))
         graph.insert_before(node, self._made(node, op_type, inputs, attributes, new))
-        self.known.tell(new, node.outputs[0])
+        self.known.tell(new, old)
         return new
 
     def insert_behind(self, node: ir.Node, op_type: str, operands: Sequence[ir.Value], attributes: Sequence[ir.Attr]) -> None:
-        """Let a new node, which alone reads what another one gives, take over all that read it: that may be rewired then."""
+        """Let a new node read what another one gives, and take over its name and its readers: ``rewire`` that one next."""
         old, graph = node.outputs[0], node.graph
         assert graph is not None
-        new = self._like(old)
+        name = old.name
+        new = self._like(old, name)
         replace(old, new)
-        old.name = old.name or self.root.new_name(new.name or "value")
+        old.name = name
         graph.insert_after(node, self._made(node, op_type, [old, *operands], attributes, new))
         self.known.tell(new, old)
 
     def rewire(self, node: ir.Node, inputs: Sequence[ir.Value | None], dims: Dims, axis: int | None = None) -> ir.Value:
-        """Let a node do the same, along this axis, to other values; and return its output, which has other dimensions then."""
+        """Let a node do the same, along this axis, to other values; and return its output, which has another name then."""
         for index, value in enumerate(inputs):
             node.replace_input_with(index, value)
         if axis is not None:
             node.attributes.add(ir.AttrInt64("axis", axis))
         output = node.outputs[0]
+        if not output.is_graph_output():  # what is one has the same dimensions as before
+            output.name = self.root.new_name(output.name or "value")
         if self.known.dims(output) != dims:
             dtype = self.work.facts.get(output, ir.TypeAndShape(None, None)).type
             output.type, output.shape = dtype, ir.Shape([dim if isinstance(dim, int) else None for dim in dims])
@@ -118,10 +122,10 @@ class Edit:
             self.known.tell_dims(output, dims)
         return output
 
-    def _like(self, old: ir.Value) -> ir.Value:
+    def _like(self, old: ir.Value, name: str | None) -> ir.Value:
         """A new value of which the same is known and stated as of another one."""
         known = self.work.facts.get(old, ir.TypeAndShape(None, None))
-        new = ir.Value(name=self.root.new_name(old.name or "value"), type=known.type, shape=known.shape)
+        new = ir.Value(name=name, type=known.type, shape=known.shape)
         self.work.facts[new] = known
         return new
 

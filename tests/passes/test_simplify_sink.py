@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from helpers import from_text
+from helpers import from_text, run
 from simplifying import operators, simplified
 
 RNG = np.random.default_rng(0)
@@ -265,3 +265,31 @@ def test_a_reshape_that_takes_in_others_keeps_its_name():
     }}""")
     found = named(model, {"x": RNG.standard_normal((3, 2, 3)).astype(np.float32)})
     assert found == {"act": "Relu", "mine": "Reshape", "after": "Neg"}
+
+
+def test_a_name_stands_for_the_same_values_as_before():
+    """Who looks up what is inside a model by its name, as comparisons do, finds it as it was or not at all."""
+    model = from_text(
+        f"""g (float[N, 2, 4] x) => (float[A, B, C] y)
+        <{ONE}, int64[3] flat = {{0, 2, 4}}> {{
+        p = Relu(x)  q = Tanh(x)  a = Unsqueeze(p, one)  b = Unsqueeze(q, one)  c = Sub(a, b)
+        d = Sigmoid(c)  e = Reshape(d, flat)
+        f = Transpose<perm = [0, 2, 1]>(e)  g = Exp(f)  h = Transpose<perm = [0, 2, 1]>(g)  y = Neg(h)
+    }}"""
+    )
+    feed = {"x": RNG.standard_normal((3, 2, 4)).astype(np.float32)}
+    simple = simplified(model, feed)
+    assert operators(simple) == ["Relu", "Tanh", "Sub", "Sigmoid", "Exp", "Neg"]
+    before, after = (run(shown(graph), feed) for graph in (model, simple))
+    for name in before.keys() & after.keys():
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-6, err_msg=name)
+
+
+def shown(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all values as outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    outputs = {info.name for info in model.graph.output}
+    inner = [name for node in model.graph.node for name in node.output if name not in outputs]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    return copy
