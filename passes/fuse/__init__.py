@@ -134,8 +134,6 @@ class Fuse(Pass):
             if not work.tells_more:
                 break
             work.facts, work.tells_more = infer(model, work.facts), False
-        if changes:
-            work.drop_unused()
         changes += write_values_last(work)
         if not work.tells_more:
             keep(model, work.facts)

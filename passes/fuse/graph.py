@@ -28,8 +28,6 @@ from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constan
 from graphopt.model import weight_bytes
 from graphopt.shapes import Facts, defined, shape_of, subgraphs
 
-_MANY = 8
-"""What more nodes than these read is taken to be needed; listing them again and again would take too long."""
 _SHORT = 8
 """Numbers in what tells sizes: one for each axis."""
 _LEAST_GROWTH = 1_000_000
@@ -90,11 +88,6 @@ class Work:
     def names(self) -> set[str]:
         """The names of all values, and of some that are gone; who gives a new name adds it."""
         return {value.name or "" for graph in self.graphs for value in defined(graph)}
-
-    @cached_property
-    def reads(self) -> Counter[ir.Value]:
-        """How often each initializer is read, about: to list the readers of one takes time when there are thousands."""
-        return Counter({value: len(value.uses()) for graph in self.graphs for value in graph.initializers.values()})
 
     @cached_property
     def sizes(self) -> Mapping[Hashable, Sequence[ir.Value]]:
@@ -228,8 +221,6 @@ class Work:
             _remove(old)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
-        if old is not None and old in self.reads:
-            self.reads[old] -= 1
         node.replace_input_with(index, self.constant(node, array, name, free))
 
     def constant(self, node: ir.Node, array: np.ndarray, name: str, free: str | None = None) -> ir.Value:
@@ -261,19 +252,13 @@ class Work:
         """Whether an initializer can go when these nodes no longer read it."""
         if not value.is_initializer() or value.is_graph_input() or value.is_graph_output() or value.name in self.fixed:
             return False
-        return self.reads[value] <= _MANY and all(use.node in users for use in value.uses())
+        return all(use.node in users for use in value.uses())
 
     def drop(self, values: Iterable[ir.Value | None]) -> None:
         """Remove the initializers among the values that nothing reads."""
         for value in values:
             if value is not None and value.graph is not None and self.dies(value):
                 _remove(value)
-
-    def drop_unused(self) -> None:
-        """Remove the initializers that were read at first and are not any more."""
-        for value in [value for value in self.reads if value.graph is not None and not value.uses()]:
-            self.reads[value] = 0
-            self.drop([value])
 
     def remove_dead(self, node: ir.Node) -> None:
         """Remove a node whose outputs nothing reads, and what only it used."""
@@ -283,11 +268,7 @@ class Work:
             if dead.graph is None or any(output.is_graph_output() or output.uses() for output in dead.outputs):
                 continue
             inputs = [*dict.fromkeys(value for value in dead.inputs if value is not None)]
-            for index, value in enumerate(dead.inputs):
-                dead.replace_input_with(index, None)
-                if value is not None and value in self.reads:
-                    self.reads[value] -= 1
-            dead.graph.remove(dead)
+            dead.graph.remove(dead, safe=True)
             self.drop(inputs)
             producers = (value.producer() for value in inputs)
             waiting += [made for made in producers if made is not None and not any(subgraphs(made))]
