@@ -239,7 +239,7 @@ def scaled(head: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     elif head.op_type == "ConvTranspose":  # [in, out / group, ...]: the input channels of a group see its output channels
         group = attribute(head, "group", 1)
         assert isinstance(group, int)
-        per_channel = np.broadcast_to(scale, (group * w.shape[1],)).reshape(group, 1, w.shape[1], *[1] * (w.ndim - 2))
+        per_channel = scale.reshape(group if scale.size > 1 else 1, 1, -1, *[1] * (w.ndim - 2))
         w = (w.reshape(group, w.shape[0] // group, *w.shape[1:]) * per_channel).reshape(w.shape)
     elif head.op_type == "Gemm" and attribute(head, "transB", 0):
         w *= scale.reshape(-1, 1)
