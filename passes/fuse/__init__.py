@@ -126,10 +126,10 @@ class Fuse(Pass):
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
         for _ in range(_SWEEPS):
-            left = {}
+            left, work.quiet = {}, 0
             done = [change for node in _nodes(work) for change in _rewrite(work, node, left)]
             changes += done
-            if done:
+            if len(done) > work.quiet:
                 continue
             if not work.tells_more:
                 break

@@ -55,6 +55,8 @@ class Work:
     """By how many bytes the weights have grown."""
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
+    quiet: int = 0
+    """How many changes of a sweep let no rule fit where none did, at no node but those that are still to be asked."""
     tells_more: bool = False
     """Whether inference may tell more than the facts by now; after almost all rules it tells the same, and is not run again."""
 

@@ -42,6 +42,7 @@ def drop_zero_state(work: Work, node: ir.Node) -> Change | None:
         node.resize_inputs(len(node.inputs) - 1)
     if not dropped:
         return None
+    work.quiet += all(value.producer() is None for value in dropped)  # no value has a reader less
     return Change(site(node), f"dropped {len(dropped)} initial states of {node.op_type}", "they are zero, as without them")
 
 
