@@ -86,10 +86,10 @@ def _parts(model: ir.Model, listed: Iterable[tuple[ir.Graph, Sequence[ir.Node]]]
     parts: list[object] = [(*model.opset_imports.items(), *(str(value.shape) for value in model.graph.inputs))]
     for graph, found in listed:
         parts += (*graph.inputs, *graph.outputs, *(value.type for value in graph.inputs))
-        for value in graph.initializers.data.values():
-            parts += (value, value.const_value)
-        for node in found:
-            parts += (node, node.inputs, node.outputs, *node.attributes.data.values())
+        initializers = graph.initializers.data.values()
+        parts += [*initializers, *[value.const_value for value in initializers]]
+        parts += [*found, *[node.inputs for node in found], *[node.outputs for node in found]]
+        parts += [attribute for node in found for attribute in node.attributes.data.values()]
     return parts
 
 
