@@ -269,9 +269,9 @@ def _into_biased(work: Work, place: _Place, change: Affine) -> str | None:
         dims, beta = tuple(tensor.shape.numpy()), attribute(head, "beta", 1.0)
         if math.prod(dims) not in {1, channels} or (dims and dims[-1] not in {1, channels}) or (dims[:-1] and dims[0] != 1):
             return "the bias of the Gemm is not one number a channel"
-        bias = tensor.numpy().astype(np.float64).reshape(-1) * (beta if isinstance(beta, float) else 1.0)
+        bias[:] = tensor.numpy().astype(np.float64).reshape(-1) * (beta if isinstance(beta, float) else 1.0)
     weight = None if (change.scale == 1).all() else scaled(head, array, change.scale)
-    shifted = rounded(np.broadcast_to(bias * change.scale + change.shift, (channels,)), array.dtype)
+    shifted = rounded(bias * change.scale + change.shift, array.dtype)
     if not (weight is None or np.isfinite(weight).all()) or not np.isfinite(shifted).all():
         return "a weight would not be finite"
     why = work.grow([(head, 2, shifted.nbytes)] + ([] if weight is None else [(head, 1, weight.nbytes)]), gone=node)

@@ -8,6 +8,7 @@ is not the end of what the runtime computes by one kernel. The sign of a zero ma
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.contracts import Change
@@ -32,7 +33,7 @@ def remove_neutral(work: Work, node: ir.Node) -> Change | None:
     producer = x.producer()
     if tensor is None or tensor.size > _MOST or producer is None or producer.graph is not node.graph:
         return None
-    if not _fits(work, x, tuple(tensor.shape.numpy())) or (tensor.numpy() != _NEUTRAL[node.op_type]).any():
+    if not _fits(work, x, tuple(tensor.shape.numpy())) or np.count_nonzero(tensor.numpy() != _NEUTRAL[node.op_type]):
         return None
     if not work.can_replace(node.outputs[0]) or (node.outputs[0].is_graph_output() and x.is_graph_output()):
         return None
