@@ -134,6 +134,7 @@ class Fuse(Pass):
             if not work.tells_more:
                 break
             work.facts, work.tells_more = infer(model, work.facts), False
+        work.drop_needed()
         changes += write_values_last(work)
         if not work.tells_more:
             keep(model, work.facts)

@@ -28,6 +28,8 @@ from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constan
 from graphopt.model import weight_bytes
 from graphopt.shapes import Facts, defined, shape_of, subgraphs
 
+_MANY = 8
+"""What more nodes than these read is taken to be needed until the end; listing them again and again would take too long."""
 _SHORT = 8
 """Numbers in what tells sizes: one for each axis."""
 _LEAST_GROWTH = 1_000_000
@@ -55,6 +57,8 @@ class Work:
     """By how many bytes the weights have grown."""
     made: dict[Hashable, list[ir.Value]] = field(default_factory=dict)
     """Initializers that this run made, by their graph and the beginning of their contents: equal ones are one."""
+    needed: set[ir.Value] = field(default_factory=set)
+    """Initializers that many nodes read, as far as somebody has asked."""
     quiet: int = 0
     """How many changes of a sweep let no rule fit where none did, at no node but those that are still to be asked."""
     tells_more: bool = False
@@ -254,7 +258,15 @@ class Work:
         """Whether an initializer can go when these nodes no longer read it."""
         if not value.is_initializer() or value.is_graph_input() or value.is_graph_output() or value.name in self.fixed:
             return False
-        return all(use.node in users for use in value.uses())
+        uses = () if value in self.needed else value.uses()
+        if len(uses) > _MANY:
+            self.needed.add(value)
+        return value not in self.needed and all(use.node in users for use in uses)
+
+    def drop_needed(self) -> None:
+        """Remove the initializers that many nodes read once, and none any more."""
+        asked, self.needed = self.needed, set()
+        self.drop([value for value in asked if not value.uses()])
 
     def drop(self, values: Iterable[ir.Value | None]) -> None:
         """Remove the initializers among the values that nothing reads."""
