@@ -190,10 +190,11 @@ class Simplify(Pass):
         options = self.options
         identities, dead = _Step(remove_identities, local=True, by_facts=True), partial(_Step, remove_dead, neutral=True)
         control, shapes = _Step(inline_control_flow, by_facts=True), partial(collapse_shapes, fold=options.fold)
+        duplicates = _Step(merge_equal_initializers, neutral=True, thorough=True)
         groups = [
             [(options.constants, _Step(partial(lift_constants, dedupe=options.dedupe), local=True))],
             [(options.dead, dead(once=True))],
-            [(options.dedupe, _Step(merge_equal_initializers, neutral=True))],
+            [(options.dedupe, duplicates)],
             [(options.identity, identities)],  # a weight keeps its name, where folding would give it that of its copy
             [(options.fold, _Step(fold_constants, local=True, by_facts=True))],  # first what needs no inference: sizes, pads
             [(options.inline, control)],  # what is decided by now need not be inferred
@@ -204,6 +205,7 @@ class Simplify(Pass):
                 (options.symbolic, _Step(shapes, local=True, by_facts=True)),
                 (options.roundtrips, _Step(remove_round_trips, local=True, by_facts=True)),
             ],
+            [(options.dedupe, duplicates)],  # collapsed shapes are often equal
             [(options.zeros, _Step(drop_zero_terms, by_facts=True))],
             [(options.cse, _Step(merge_equal_nodes))],
             [(options.dead, dead(thorough=True))],

@@ -2,27 +2,27 @@
 
     w1 = w2 (type, shape, every byte)   ->   every use of w2 becomes a use of w1
 
-Only initializers of equal type and shape are compared, first by their first bytes, then by all of them. Large ones go through
-a digest in pieces: weights in an external file are never kept. The copy that stays must be visible where the other one was
-used: in the same graph, or in one around it. An initializer that is also an input (a caller may override it) or an output
-stays as it is.
+Only initializers of equal type and shape are compared: small ones by their bytes, others first by their first bytes, then by a
+digest that reads them in pieces: weights in an external file are never kept. The copy that stays must be visible where the
+other one was used: in the same graph, or in one around it. An initializer that is also an input (a caller may override it) or
+an output stays as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.model.weights import tensor_bytes
+from graphopt.model.weights import SMALL_BYTES, tensor_bytes
 
 from .graph import Work
 from .moved import MovedTensor
 
 _PREFIX_BYTES = 64
-_SMALL_BYTES = 4096
 
 
 def merge_equal_initializers(work: Work) -> list[Change]:
@@ -38,11 +38,11 @@ def merge_equal_initializers(work: Work) -> list[Change]:
             work.compared[value] = known
     if not new:
         return []
-    parents = {inner: home for node, home in root.homes.items() for inner in root.subgraphs.get(node, ())}
+    parents = {inner: node.graph for node, found in root.subgraphs.items() for inner in found}
     kept = work.annotated_names()
     changes = []
     for group in _groups(work.compared, new):
-        candidates = [value for value in group if value.name not in kept and not work.excluded(value.name or "")]
+        candidates = [v for v in group if v.name not in kept and not (work.excludes and work.excluded(v.name or ""))]
         for equal in _partition(candidates):
             changes += _merge(equal, parents)
     return changes
@@ -67,23 +67,21 @@ def _groups(compared: Mapping[ir.Value, tuple[ir.Graph, Hashable]], new: Sequenc
 
 def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
     """Split values of one type and shape into sets of equal contents, those of a single value left out."""
-    for same_start in _split(values, _PREFIX_BYTES):
-        tensor = same_start[0].const_value
-        assert tensor is not None
-        size = tensor_bytes(tensor)
-        if size <= _PREFIX_BYTES:
-            yield same_start
-        else:
-            yield from _split(same_start, size if size <= _SMALL_BYTES else None)
+    tensor = values[0].const_value if values else None
+    if tensor is None or tensor_bytes(tensor) < SMALL_BYTES:
+        yield from _split(values, operator.methodcaller("tobytes"))
+    else:
+        for same_start in _split(values, _start):
+            yield from _split(same_start, _digest)
 
 
-def _split(values: list[ir.Value], limit: int | None) -> Iterator[list[ir.Value]]:
+def _split(values: list[ir.Value], contents: Callable[[ir.TensorProtocol], bytes]) -> Iterator[list[ir.Value]]:
     if len(values) < 2:
         return
     sets: dict[bytes, list[ir.Value]] = {}
     for value in values:
         assert value.const_value is not None
-        sets.setdefault(_digest(value.const_value, limit), []).append(value)
+        sets.setdefault(contents(value.const_value), []).append(value)
     yield from (equal for equal in sets.values() if len(equal) > 1)
 
 
@@ -97,19 +95,20 @@ class _Digest:
         self.hash.update(data)
 
 
-def _digest(tensor: ir.TensorProtocol, limit: int | None) -> bytes:
-    """The first ``limit`` bytes of a tensor, or a digest of all."""
-    if limit is None:
-        digest = _Digest()
-        if hasattr(tensor, "tofile"):
-            tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
-        else:
-            digest.write(tensor.tobytes())
-        return digest.hash.digest()
-    if tensor.nbytes <= limit or tensor.dtype.bitwidth < 8:  # all, or several elements in a byte
-        return tensor.tobytes()[:limit]
+def _digest(tensor: ir.TensorProtocol) -> bytes:
+    digest = _Digest()
+    if hasattr(tensor, "tofile"):
+        tensor.tofile(digest)  # piece by piece where it lies in a file: mapped pages would count as memory of the process
+    else:
+        digest.write(tensor.tobytes())
+    return digest.hash.digest()
+
+
+def _start(tensor: ir.TensorProtocol) -> bytes:
+    if tensor.dtype.bitwidth < 8:  # several elements in a byte
+        return tensor.tobytes()[:_PREFIX_BYTES]
     array = tensor.numpy()  # a mapping of the file: no more than the first page is read
-    return array.flat[: -(-limit // array.itemsize)].tobytes()[:limit]
+    return array.flat[: -(-_PREFIX_BYTES // array.itemsize)].tobytes()[:_PREFIX_BYTES]
 
 
 def _merge(equal: list[ir.Value], parents: Mapping[ir.Graph, ir.Graph | None]) -> list[Change]:
