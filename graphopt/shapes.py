@@ -72,9 +72,9 @@ def keep(model: ir.Model, found: Facts) -> None:
         model.meta[_KEPT] = _parts(model, listed), kept | _of_constants(new)
 
 
-def are_fixed(model: ir.Model, found: Facts) -> bool:
-    """Whether facts give each dimension of each value its size: however the graph is rewired, there is nothing to add."""
-    values = (value for node in nodes(model.graph) for value in node.outputs if value.name)
+def are_fixed(nodes: Iterable[ir.Node], found: Facts) -> bool:
+    """Whether facts give all that nodes give all its dimensions: however these are rewired, there is nothing to add."""
+    values = (value for node in nodes for value in node.outputs if value.name)
     return all((fact := found.get(value)) is not None and fact.shape is not None and fact.shape.is_static() for value in values)
 
 

@@ -144,7 +144,7 @@ class Simplify(Pass):
             changes += inline_functions(work)
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
-        if work.inferred or are_fixed(model, work.facts):
+        if work.inferred or are_fixed(work.roots[0].nodes, work.facts):
             keep(model, work.facts)
         for root in work.roots if changes else []:
             if root.graphs[1:]:

@@ -45,7 +45,7 @@ def merge_equal_nodes(work: Work) -> list[Change]:
 
 
 def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[Change]) -> None:
-    for node in graph:
+    for node in root.members[graph]:
         inner = root.subgraphs.get(node, ())
         for subgraph in inner:
             _merge(work, root, subgraph, (*seen, {}), changes)

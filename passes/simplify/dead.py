@@ -62,7 +62,7 @@ def removals(dead: Iterable[ir.Node]) -> list[Change]:
 
 def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIdentifier], changes: list[Change]) -> None:
     """Remove the dead nodes of a graph, last first."""
-    for node in reversed(graph):
+    for node in reversed(root.members[graph]):
         if work.excludes and work.excluded(site(node)):
             continue
         if _is_dead(work, node, effects):

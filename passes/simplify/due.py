@@ -86,11 +86,13 @@ class Watch:
         dead = remove_dead_nodes(self._work, nodes)
         self.removed += removals(dead)
         inner = [node for outer in dead for graph in self._work.subgraphs.get(outer, ()) for node in walk.nodes(graph)]
-        for homes in (self._homes, *(root.homes for root in self._work.roots)):
-            for node in (*dead, *inner):
-                homes.pop(node, None)
-                self._inputs.pop(node, None)
-        return [*dead, *inner]
+        gone = [*dead, *inner]
+        for root in self._work.roots if gone else []:
+            root.forget(gone)
+        for node in gone:
+            self._homes.pop(node, None)
+            self._inputs.pop(node, None)
+        return gone
 
     def _without_unread(self, values: Container[ir.Value | None]) -> Sequence[Change]:
         """Remove those of the initializers that nothing reads: of those that there were, only some of ``values`` can be."""

@@ -6,7 +6,7 @@ in If, Loop and Scan, where a value of an outer graph may be used (captured) at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,23 @@ class Root:
     def graphs(self) -> Sequence[ir.Graph]:
         """The graph and all its subgraphs, each before its own."""
         return [self.graph, *(graph for node, inner in self.subgraphs.items() if node in self.homes for graph in inner)]
+
+    @cached_property
+    def members(self) -> Mapping[ir.Graph, Sequence[ir.Node]]:
+        """The nodes of the graph and of each subgraph, as they were when a step first asked."""
+        if not self.subgraphs:
+            return {self.graph: self.nodes}
+        members: dict[ir.Graph, list[ir.Node]] = {graph: [] for graph in self.graphs}
+        for node, home in self.homes.items():
+            members[home].append(node)
+        return members
+
+    def forget(self, gone: Iterable[ir.Node]) -> None:
+        """Take note that nodes were removed."""
+        for node in gone:
+            self.homes.pop(node, None)
+        for listed in ("nodes", "graphs", "members"):
+            self.__dict__.pop(listed, None)
 
     def _list(self, graph: ir.Graph, homes: dict[ir.Node, ir.Graph]) -> None:
         found = [*graph]
