@@ -18,6 +18,8 @@ SMALL_BYTES = 1024
 _NOT_PARAMETERS = {ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING}
 Owner: TypeAlias = ir.Value | ir.Node
 """What has a tensor: the value of an initializer, or a Constant node."""
+Listed: TypeAlias = Iterable[tuple[ir.Graph, Sequence[ir.Node]]]
+"""Graphs, each with the nodes that it has."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Place:
 
 def places(model: ir.Model) -> Iterator[Place]:
     """All places, in the order of the graphs and of the nodes in them."""
-    return (Place(owner, tensor) for owner, tensor in _held(model))
+    return (Place(owner, tensor) for owner, tensor in _held(listed(model)))
 
 
-def _held(model: ir.Model) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
-    for graph, nodes in listed(model):
+def _held(found: Listed) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
+    for graph, nodes in found:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
@@ -95,9 +97,9 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> int:
     return tensor.nbytes
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all weights as they are stored, each once."""
-    return total_bytes(tensor for _, tensor in _held(model))
+def weight_bytes(model: ir.Model, found: Listed | None = None) -> int:
+    """Bytes of all weights as they are stored, each once. ``found`` are its graphs, where they are listed already."""
+    return total_bytes(tensor for _, tensor in _held(listed(model) if found is None else found))
 
 
 def total_bytes(tensors: Iterable[ir.TensorProtocol]) -> int:

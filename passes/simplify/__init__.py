@@ -33,6 +33,7 @@ from typing import Literal
 import onnx_ir as ir
 from pydantic import Field
 
+from graphopt import walk
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
@@ -50,7 +51,7 @@ from .due import Watch, Where, together
 from .duplicates import merge_equal_initializers
 from .fold import fold_constants
 from .freeze import freeze_initializers
-from .graph import Work
+from .graph import Work, subgraphs_of
 from .growth import allowance
 from .identity import remove_identities
 from .learn import learn
@@ -126,18 +127,7 @@ class Simplify(Pass):
         """
         if self.options.engine == "onnxsim":
             return simplify_with_onnxsim(model, context.exclude)
-        patterns = tuple(context.exclude)
-
-        def excluded(name: str) -> bool:
-            return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-        weights = weight_bytes(model)
-        growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
-        spare = allowance(model, growth)
-        work = Work(model, excluded, weights + spare, spare, excludes=bool(patterns))
-        changes: list[Change] = drop_leftovers(model) if self.options.leftovers else []
-        if self.options.defaults:
-            changes += drop_defaults(model)
+        work, changes = self._begun(model, context)
         if self.options.freeze:
             changes += freeze_initializers(work)
         if self.options.inline:
@@ -150,6 +140,24 @@ class Simplify(Pass):
             if root.graphs[1:]:
                 make_unambiguous(root)
         return [*changes, *_left_alone(work)]
+
+    def _begun(self, model: ir.Model, context: Context) -> tuple[Work, list[Change]]:
+        """What the steps share, and the changes of those that look at each node once: they share one walk."""
+        patterns = tuple(context.exclude)
+
+        def excluded(name: str) -> bool:
+            return bool(patterns) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+        main = [*walk.listed(model.graph)]
+        found = [*main, *chain.from_iterable(walk.listed(function.graph) for function in model.functions.values())]
+        weights = weight_bytes(model, found)
+        growth = max(_LEAST_GROWTH, weights // _GROWTH_PART) if context.growth_bytes is None else context.growth_bytes
+        spare = allowance(model, growth)
+        work = Work(model, excluded, subgraphs_of(found), weights + spare, spare, excludes=bool(patterns))
+        changes = drop_leftovers(model, found) if self.options.leftovers else []
+        if self.options.defaults:
+            changes += drop_defaults(model, main)
+        return work, changes
 
     def _until_quiet(self, work: Work) -> list[Change]:
         """Run the steps in turn until each has looked at all that has changed since it ran, with all that is known by then."""

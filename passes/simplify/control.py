@@ -27,8 +27,9 @@ from onnx_ir.passes import common
 from graphopt.contracts import Change
 from graphopt.graphs import constant, site
 from graphopt.model import nodes as all_nodes
+from graphopt.model.weights import listed
 
-from .graph import Root, Work, can_replace, output_position, remove, replace
+from .graph import Root, Work, can_replace, output_position, remove, replace, subgraphs_of
 from .names import own
 from .ranks import only_branch
 
@@ -46,6 +47,7 @@ def inline_functions(work: Work) -> list[Change]:
     changes = [Change(site(node), f"replaced the call of {node.op_type} by its nodes", "it is in the file") for node in calls]
     if calls:
         common.InlinePass(lambda function: function.identifier() in chosen)(model)
+        work.subgraphs = subgraphs_of(listed(model))
     return changes
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt import walk
 from graphopt.contracts import Change
+from graphopt.model.weights import Listed
 
 _OPSET = 11
 _OPERATORS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
@@ -19,11 +19,11 @@ _NUMBERS = {"group": 1, "strides": 1, "dilations": 1, "pads": 0, "ceil_mode": 0,
 """What a number is without the attribute; of a list, each."""
 
 
-def drop_defaults(model: ir.Model) -> list[Change]:
-    """Drop them; one change tells how many there were."""
+def drop_defaults(model: ir.Model, found: Listed) -> list[Change]:
+    """Drop them in these graphs of a model; one change tells how many there were."""
     if model.opset_imports.get("", 0) < _OPSET:
         return []
-    nodes = (node for _, found in walk.listed(model.graph) for node in found if node.op_type in _OPERATORS and not node.domain)
+    nodes = (node for _, members in found for node in members if node.op_type in _OPERATORS and not node.domain)
     count = 0
     for node in nodes:
         stated = [name for name, attribute in node.attributes.items() if _is_default(name, attribute)]

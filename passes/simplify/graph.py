@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt import walk
 from graphopt.graphs import INITIALIZERS_NEED_NO_INPUT, annotated_names, constant, site
-from graphopt.model.weights import listed, weight_bytes
+from graphopt.model.weights import Listed, weight_bytes
 from graphopt.shapes import Facts, Reads, shape_of
 from graphopt.walk import defined, subgraphs
 
@@ -118,6 +118,8 @@ class Work:
     model: ir.Model
     excluded: Callable[[str], bool]
     """Whether the user asked to leave the node or the initializer of this name alone."""
+    subgraphs: Mapping[ir.Node, Sequence[ir.Graph]]
+    """Those of each node that has some, in functions too, and of nodes that are gone; no step makes a new one."""
     weight_limit: int
     """The bytes that all weights may have in the end."""
     spare: int = 0
@@ -149,11 +151,6 @@ class Work:
     def annotated_names(self) -> set[str]:
         """Names of initializers that quantization annotations refer to: used, though by no node."""
         return annotated_names(self.model) if self._has_annotations else set()
-
-    @cached_property
-    def subgraphs(self) -> Mapping[ir.Node, Sequence[ir.Graph]]:
-        """Those of each node that has some, in functions too, and of nodes that are gone; no step makes a new one."""
-        return {node: inner for _, nodes in listed(self.model) for node in nodes if (inner := subgraphs(node))}
 
     @cached_property
     def roots(self) -> Sequence[Root]:
@@ -218,6 +215,11 @@ class Work:
         """Whether a tensor has the type and the dimensions that are known of a value."""
         dtype, dims = self.dtype(value), self.dims(value)
         return dtype in {None, tensor.dtype} and (dims is None or dims == tuple(tensor.shape.numpy()))
+
+
+def subgraphs_of(found: Listed) -> Mapping[ir.Node, Sequence[ir.Graph]]:
+    """The subgraphs of each node that has some, of all graphs of a model."""
+    return {node: inner for _, nodes in found for node in nodes if (inner := subgraphs(node))}
 
 
 class _Kinds(dict[ir.Node, str | None]):

@@ -16,7 +16,7 @@ from itertools import chain
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.model.weights import listed
+from graphopt.model.weights import Listed
 
 _PREFIXES = ("pkg.torch.", "pkg.onnxscript.")
 _BESIDE = "namespace"
@@ -25,10 +25,10 @@ _TRACE_LINE = re.compile(r'^\s*(File ".+", line \d+|\S.*\.py\(\d+\): |.*\.py:\d+
 """A line of a stack trace: Python's own form and the two of torch's older exporter."""
 
 
-def drop_leftovers(model: ir.Model) -> list[Change]:
-    """Drop the leftovers; one change tells how many there were and how many bytes of text they took."""
+def drop_leftovers(model: ir.Model, found: Listed) -> list[Change]:
+    """Drop the leftovers of a model in all its graphs; one change tells how many there were and how many bytes of text."""
     sizes: list[int] = []
-    for graph, nodes in listed(model):
+    for graph, nodes in found:
         sizes += _drop_metadata(graph.metadata_props)
         values = chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in nodes))
         owners: Iterable[ir.Node | ir.Value] = chain(nodes, values)

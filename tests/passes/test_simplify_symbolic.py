@@ -372,7 +372,7 @@ def test_a_reshape_of_what_may_be_nothing_still_takes_nothing():
 
 def known_of(proto: onnx.ModelProto) -> tuple[Work, Symbolic]:
     model = ir.from_proto(proto)
-    work = Work(model, lambda _name: False, weight_limit=0, facts=infer(model), excludes=False)
+    work = Work(model, lambda _name: False, {}, weight_limit=0, facts=infer(model), excludes=False)
     return work, symbolic(work, work.roots[0])
 
 
