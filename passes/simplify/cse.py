@@ -49,7 +49,7 @@ def _merge(work: Work, root: Root, graph: ir.Graph, seen: _Seen, changes: list[C
         inner = root.subgraphs.get(node, ())
         for subgraph in inner:
             _merge(work, root, subgraph, (*seen, {}), changes)
-        alike = _first(seen, (node.op_type, *map(id, node.inputs)), node)  # nearly all nodes differ in this already
+        alike = _first(seen, (node.op_type, node.inputs), node)  # nearly all nodes differ in this already
         if alike is node or inner or not node.outputs or not work.is_operator(node):
             continue
         if node.op_type in _QUANTIZERS or not _is_deterministic(node.op_type, root.opset):
@@ -92,7 +92,7 @@ def _key(node: ir.Node) -> Hashable | None:
             return None
         attributes.append((name, attribute.type, value))
     given = tuple(bool(output.name) for output in node.outputs)
-    return node.op_identifier(), tuple(map(id, node.inputs)), given, tuple(attributes)
+    return node.op_identifier(), node.inputs, given, tuple(attributes)
 
 
 def _comparable(attribute: ir.Attr) -> Hashable | None:

@@ -84,7 +84,7 @@ class Root:
     def names(self) -> set[str]:
         """The names of all values, and of some that are gone; who gives a new name adds it."""
         if (self.graph, "values") not in self.taken:
-            self.taken[self.graph, "values"] = {v.name for graph in self.graphs for v in defined(graph) if v.name}
+            self.taken[self.graph, "values"] = {v.name for item in self.members.items() for v in defined(*item) if v.name}
         return self.taken[self.graph, "values"]
 
     def new_name(self, name: str) -> str:

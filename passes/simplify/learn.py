@@ -8,17 +8,21 @@ target became constant may now have fixed dimensions.
 from __future__ import annotations
 
 from graphopt.contracts import Change
-from graphopt.shapes import infer, is_known
+from graphopt.shapes import are_fixed, infer, is_known
 
 from .graph import Work
 
 
 def learn(work: Work) -> list[Change]:
     """Infer anew if that may help. The graph stays as it is; ``work.learnt`` says what more is known of now."""
-    if all(is_known(work.facts.get(output)) for node in work.roots[0].nodes for output in node.outputs if output.name):
+    root = work.roots[0]
+    if are_fixed(root.nodes, work.facts):
+        work.inferred = True  # there is nothing to add
+        return []
+    if all(is_known(work.facts.get(output)) for node in root.nodes for output in node.outputs if output.name):
         return []
     known, work.facts, work.inferred = work.facts, infer(work.model, work.facts, work.inferred_from), True
-    work.inferred_from = {node: node.inputs for node in work.model.graph}
+    work.inferred_from = {node: node.inputs for node in root.members[root.graph]}
     told = (value for value, fact in work.facts.items() if (before := known.get(value)) is not fact and before != fact)
     work.learnt = {node for value in told if (node := value.producer()) is not None} if known else None
     return []
