@@ -67,7 +67,7 @@ def keep(model: ir.Model, found: Facts) -> None:
     if not model.functions:
         listed = [*walk.listed(model.graph)]
         kept = {value: fact for value, fact in found.items() if value.graph is not None}
-        initializers = (value for graph, _ in listed for value in graph.initializers.values() if value not in kept)
+        initializers = (value for graph, _ in listed for value in graph.initializers.data.values() if value not in kept)
         new = {value: value.const_value for value in initializers if value.const_value is not None}  # since inference
         model.meta[_KEPT] = _parts(model, listed), kept | _of_constants(new)
 

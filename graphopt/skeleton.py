@@ -85,7 +85,7 @@ class Skeleton:
         for value in graph.outputs:
             if value not in self._others:
                 self._info(value, proto.output.add())
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             tensor = self._constants.get(value) if value in self.names else None
             if tensor is not None:
                 _tensor(proto.initializer.add(name=self.names[value]), tensor)
@@ -166,6 +166,6 @@ def _tensor(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> None:
 def graph_initializers(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """The initializers of the main graph and its subgraphs, with their tensors."""
     for graph in walk.graphs(model.graph):
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             if value.const_value is not None:
                 yield value, value.const_value

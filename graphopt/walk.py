@@ -57,4 +57,4 @@ def defined(graph: ir.Graph, found: Sequence[ir.Node] | None = None) -> list[ir.
     ``found`` are its nodes, where they are listed already.
     """
     outputs = (output for node in (graph if found is None else found) for output in node.outputs)
-    return [*dict.fromkeys(value for value in (*graph.inputs, *graph.initializers.values(), *outputs) if value.name)]
+    return [*dict.fromkeys(value for value in (*graph.inputs, *graph.initializers.data.values(), *outputs) if value.name)]

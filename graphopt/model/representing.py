@@ -198,7 +198,7 @@ def _entries(protos: Sequence[onnx.StringStringEntryProto]) -> dict[str, str] | 
 def _by_the_library(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
     model = ir.from_proto(proto)
     for graph in graphs(model):
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             if value.const_value is not None:
                 value.const_value = _bound(value.const_value, files)
         for node in graph:

@@ -51,7 +51,7 @@ def places(model: ir.Model) -> Iterator[Place]:
 
 def _held(found: Listed) -> Iterator[tuple[Owner, ir.TensorProtocol]]:
     for graph, nodes in found:
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             if value.const_value is not None:
                 yield value, value.const_value
         for node in nodes:

@@ -82,7 +82,7 @@ class _Message:
         _describe(graph, proto)
         for value in graph.inputs:
             self.info(value, proto.input.add())
-        for value, tensor in ((value, value.const_value) for value in graph.initializers.values()):
+        for value, tensor in ((value, value.const_value) for value in graph.initializers.data.values()):
             if tensor is not None:
                 self.tensor(tensor, proto.initializer.add(), value)
             if not value.is_graph_input() and (tensor is None or value.metadata_props or value.doc_string):
@@ -232,7 +232,7 @@ def _outputs(graph: ir.Graph | ir.Function) -> list[ir.Value]:
 
 
 def _annotations(graph: ir.Graph) -> Iterator[onnx.TensorAnnotation]:
-    for value in dict.fromkeys((*graph.inputs, *graph.initializers.values(), *_outputs(graph), *graph.outputs)):
+    for value in dict.fromkeys((*graph.inputs, *graph.initializers.data.values(), *_outputs(graph), *graph.outputs)):
         if value.meta and (names := value.meta.get(ANNOTATION)):
             proto = onnx.TensorAnnotation(tensor_name=value.name)
             _entries(names, proto.quant_parameter_tensor_names)

@@ -98,7 +98,7 @@ class Work:
     @cached_property
     def sizes(self) -> Mapping[Hashable, Sequence[ir.Value]]:
         """Short vectors of int64 that others may read too, by their graph and contents, when a rule first asked."""
-        found = (value for graph in self.graphs for value in graph.initializers.values() if value.dtype == ir.DataType.INT64)
+        found = (v for graph in self.graphs for v in graph.initializers.data.values() if v.dtype == ir.DataType.INT64)
         tensors = ((value, constant(value)) for value in found if value.name not in self.fixed)
         short = ((value, tensor.numpy()) for value, tensor in tensors if tensor is not None and tensor.size <= _SHORT)
         return {_key(value.graph, array): [value] for value, array in short}

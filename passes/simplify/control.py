@@ -109,7 +109,7 @@ class _Names:
     @cached_property
     def values(self) -> Counter[str | None]:
         """Those of values."""
-        held = [value for graph in self.root.graphs for value in (*graph.inputs, *graph.initializers.values())]
+        held = [value for graph in self.root.graphs for value in (*graph.inputs, *graph.initializers.data.values())]
         names = [value.name for value in held] + [output.name for node in self.root.nodes for output in node.outputs]
         self.root.names.update(filter(None, names))  # now: what is being moved is in no graph for a while
         return Counter(names)
@@ -223,7 +223,7 @@ def _move(root: Root, node: ir.Node, graph: ir.Graph, bound: Mapping[ir.Value, i
     for value, new in bound.items():
         value.replace_all_uses_with(new)
         taken[value.name] -= 1
-    moved, initializers = [*graph], [*graph.initializers.values()]
+    moved, initializers = [*graph], [*graph.initializers.data.values()]
     graph.remove(moved)
     graph.initializers.clear()
     for value in (*initializers, *(output for inner in moved for output in inner.outputs)):

@@ -26,7 +26,7 @@ def drop_defaults(model: ir.Model, found: Listed) -> list[Change]:
     nodes = (node for _, members in found for node in members if node.op_type in _OPERATORS and not node.domain)
     count = 0
     for node in nodes:
-        stated = [name for name, attribute in node.attributes.items() if _is_default(name, attribute)]
+        stated = [name for name, attribute in node.attributes.data.items() if _is_default(name, attribute)]
         for name in stated:
             del node.attributes[name]
         count += len(stated)

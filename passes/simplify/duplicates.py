@@ -30,7 +30,7 @@ def merge_equal_initializers(work: Work) -> list[Change]:
     root, before, new = work.roots[0], work.compared, []
     work.compared = {}
     for graph in root.graphs:
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             known = before.get(value)
             if known is None or known[0] is not graph:
                 new.append(value)

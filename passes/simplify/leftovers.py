@@ -30,7 +30,7 @@ def drop_leftovers(model: ir.Model, found: Listed) -> list[Change]:
     sizes: list[int] = []
     for graph, nodes in found:
         sizes += _drop_metadata(graph.metadata_props)
-        values = chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in nodes))
+        values = chain(graph.inputs, graph.initializers.data.values(), *(node.outputs for node in nodes))
         owners: Iterable[ir.Node | ir.Value] = chain(nodes, values)
         for owner in owners:
             if owner.metadata_props:
