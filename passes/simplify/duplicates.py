@@ -11,13 +11,12 @@ an output stays as it is.
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from graphopt.contracts import Change
-from graphopt.model.weights import SMALL_BYTES, tensor_bytes
+from graphopt.model.weights import SMALL_BYTES
 
 from .graph import Work
 from .moved import MovedTensor
@@ -49,15 +48,17 @@ def merge_equal_initializers(work: Work) -> list[Change]:
 
 
 def _kind(value: ir.Value) -> Hashable | None:
-    """Type and shape of an initializer; None if it is not to be merged with any other."""
+    """Type, shape and, if it is small, contents of an initializer; None if it is not to be merged with any other."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype == ir.DataType.STRING or type(tensor) is MovedTensor:
+    if tensor is None or value.is_graph_input() or value.is_graph_output():
+        return None
+    if tensor.dtype == ir.DataType.STRING or type(tensor) is MovedTensor:
         return None  # computed when it is written, not before
-    return None if value.is_graph_input() or value.is_graph_output() else (tensor.dtype, tensor.shape.dims)
+    return tensor.dtype, tensor.shape.dims, tensor.tobytes() if tensor.nbytes < SMALL_BYTES else None
 
 
 def _groups(compared: Mapping[ir.Value, tuple[ir.Graph, Hashable]], new: Sequence[ir.Value]) -> list[list[ir.Value]]:
-    """Sets of what may be merged with something new: of one type and shape, outer graphs first."""
+    """Sets of what may be merged with something new, outer graphs first."""
     groups: dict[Hashable, list[ir.Value]] = {kind: [] for value in new if (kind := compared[value][1]) is not None}
     for value, (_, kind) in compared.items():
         if kind in groups:
@@ -66,10 +67,10 @@ def _groups(compared: Mapping[ir.Value, tuple[ir.Graph, Hashable]], new: Sequenc
 
 
 def _partition(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
-    """Split values of one type and shape into sets of equal contents, those of a single value left out."""
+    """Split values of one kind into sets of equal contents, those of a single value left out."""
     tensor = values[0].const_value if values else None
-    if tensor is None or tensor_bytes(tensor) < SMALL_BYTES:
-        yield from _split(values, operator.methodcaller("tobytes"))
+    if tensor is None or tensor.nbytes < SMALL_BYTES:
+        yield values
     else:
         for same_start in _split(values, _start):
             yield from _split(same_start, _digest)
