@@ -18,6 +18,9 @@ from .weights import SMALL_BYTES
 IN_PLACE_BYTES = 64 << 20
 """Weights of larger files are read from the file when they are needed. Smaller files may change once they were loaded."""
 
+_HELD = [[*message.fields] for message in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()]
+"""Protobuf makes a field's description anew for each access to a repeated field, unless somebody holds it."""
+
 # What people hand in instead of a model, by how it begins.
 _OTHER_FORMATS = (
     (0, b"version https://git-lfs", "a Git LFS pointer to the model", "Fetch the model with 'git lfs pull'."),

@@ -98,8 +98,8 @@ class _Representation:
             values[name].const_value = tensor
             initializers.append(values[name])
         made = []
-        for node in proto.node:
-            outputs = [self.value(name, infos[name]) if name in infos else ir.Value(name=name) for name in node.output]
+        for node in proto.node[:]:
+            outputs = [self.value(name, infos[name]) if name in infos else ir.Value(name=name) for name in node.output[:]]
             made.append(outputs)
             for value in outputs:
                 values[value.name] = value
@@ -119,8 +119,8 @@ class _Representation:
         return ir.Node(
             proto.domain,
             proto.op_type,
-            [scope[name] if name else None for name in proto.input],
-            [self.attribute(attribute, scope) for attribute in proto.attribute],
+            [scope[name] if name else None for name in proto.input[:]],
+            [self.attribute(attribute, scope) for attribute in proto.attribute[:]],
             overload=proto.overload,
             outputs=outputs,
             name=proto.name,
@@ -152,13 +152,13 @@ class _Representation:
         dtype, shape = data_type(proto.data_type), self.shape(proto.dims)
         if proto.data_location != onnx.TensorProto.EXTERNAL:
             return held(proto, dtype, shape)
-        place = {entry.key: entry.value for entry in proto.external_data}
+        place = {entry.key: entry.value for entry in proto.external_data[:]}
         file, offset = self.files[place["location"]], int(place.get("offset", 0))
         return FileTensor(file, offset, dtype, shape, **described(proto))
 
     def shape(self, dims: Sequence[int]) -> ir.Shape:
         """The shape of these dimensions; one for all tensors that have it."""
-        key = tuple(dims)
+        key = tuple(dims[:])
         if key not in self.shapes:
             self.shapes[key] = ir.Shape(key, frozen=True)
         return self.shapes[key]
@@ -180,7 +180,7 @@ class _Representation:
         """A type of its own, and the shape, which all values of this type share."""
         key = proto.SerializeToString()
         if key not in self.types:
-            dims = proto.tensor_type.shape.dim
+            dims = proto.tensor_type.shape.dim[:]
             sizes = [dim.dim_value for dim in dims if dim.HasField("dim_value") and not dim.HasField("denotation")]
             known = sizes and len(sizes) == len(dims)
             shape = self.shape(sizes) if known else ir.serde.deserialize_type_proto_for_shape(proto)

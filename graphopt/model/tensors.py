@@ -41,10 +41,11 @@ def check(tensor: onnx.TensorProto, files: DataFiles) -> None:
             name the tensor.
     """
     dtype = data_type(tensor.data_type)
-    for dim in tensor.dims:
+    dims = tensor.dims[:]
+    for dim in dims:
         if dim < 0:
-            raise ModelError(f"it has a negative dimension: {list(tensor.dims)}")
-    count = math.prod(tensor.dims)
+            raise ModelError(f"it has a negative dimension: {dims}")
+    count = math.prod(dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _check_external(tensor, dtype, count, files)
         return
@@ -62,7 +63,7 @@ def check(tensor: onnx.TensorProto, files: DataFiles) -> None:
             raise ModelError(f"it is of type {dtype.name} but holds {wrong[0]}")
         size, needed, unit = given.get(field, 0), _entries(dtype, count), "values"
     if size != needed:
-        raise ModelError(f"it holds {size} {unit}, but its shape {list(tensor.dims)} and type {dtype.name} need {needed}")
+        raise ModelError(f"it holds {size} {unit}, but its shape {dims} and type {dtype.name} need {needed}")
 
 
 @cache
@@ -149,7 +150,7 @@ def _check_external(tensor: onnx.TensorProto, dtype: ir.DataType, count: int, fi
         raise ModelError("it holds strings in external data, which ONNX does not allow")
     if tensor.HasField("raw_data") or any(len(getattr(tensor, name)) for name in _FIELDS):
         raise ModelError("it holds its data twice, in the model and as external data")
-    place = {entry.key: entry.value for entry in tensor.external_data}
+    place = {entry.key: entry.value for entry in tensor.external_data[:]}
     location = place.get("location", "")
     if not isinstance(location, str):
         raise ModelError("the location of its external data is not UTF-8 text")

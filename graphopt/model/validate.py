@@ -13,7 +13,7 @@ Names follow the checker's scopes: a graph sees what the graphs around it define
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TypeAlias
@@ -183,13 +183,14 @@ class _Walk:
         initializers = [tensor.name for tensor in graph.initializer]
         _unique(inputs, "graph input", inside)
         _unique(initializers, "initializer", inside)
-        for tensor in graph.initializer:
+        for tensor in graph.initializer[:]:
             self._tensor(tensor, "initializer", tensor.name, lambda: inside)
         return self._body(graph, {*inputs, *initializers}, [info.name for info in graph.output], scope)
 
     def _body(self, body: _Body, given: set[str], outputs: Iterable[str], scope: _Scope) -> set[str]:
         """Check nodes and sort them. ``given`` are the names of inputs and initializers."""
-        maker = _makers(body, given, scope.inside)
+        nodes = body.node[:]
+        maker = _makers(nodes, given, scope.inside)
         here = given | maker.keys()
         for name in outputs:
             if name not in here:
@@ -197,7 +198,7 @@ class _Walk:
         within = _Scope(scope.inside, (*scope.around, here), scope.opsets)
         captured: set[str] = set()
         read: list[set[str]] = []
-        for node in body.node:
+        for node in nodes:
             reads = self._node(node, within)
             read.append(reads)
             if not reads <= here:
@@ -227,8 +228,8 @@ class _Walk:
         """Check one node and return the names that it reads, through its subgraphs too."""
         inside = scope.inside
         self._operator(node, scope)
-        reads = set(node.input)
-        for attribute in node.attribute:
+        reads = set(node.input[:])
+        for attribute in node.attribute[:]:
             if attribute.type in _GRAPHS:
                 single = attribute.type == onnx.AttributeProto.GRAPH
                 if attribute.ref_attr_name or (single and not attribute.HasField("g")):
@@ -304,13 +305,13 @@ class _Walk:
             raise _about(f"{what} {name!r}", where(), error) from None
 
 
-def _makers(body: _Body, given: set[str], inside: str) -> dict[str, int]:
+def _makers(nodes: Sequence[onnx.NodeProto], given: set[str], inside: str) -> dict[str, int]:
     """Which node makes which name; no name is made twice."""
     maker: dict[str, int] = {}
-    for index, node in enumerate(body.node):
-        for name in node.output:
+    for index, node in enumerate(nodes):
+        for name in node.output[:]:
             if name in given or name in maker:
-                other = _label(body.node[maker[name]], "") if name in maker else "an input or initializer"
+                other = _label(nodes[maker[name]], "") if name in maker else "an input or initializer"
                 raise ModelError(f"it makes {name!r}, which is made by {other} already", where=_label(node, inside))
             if name:
                 maker[name] = index
