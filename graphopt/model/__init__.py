@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from graphopt.contracts import TensorSpec
@@ -69,15 +70,24 @@ def load(path: str | Path) -> ir.Model:
         proto, contents = read(path)
         files = DataFiles(path, contents)
         notes = validate(proto, files)
-        checker.run(proto, full=False)
-        try:
-            model = represent(proto, files)
-        except Exception as error:  # whatever the library raises on a model that it does not support
-            raise ModelError(f"the model cannot be represented: {root_cause(error)}") from error
+        model = _checked(proto, files)
     except ModelError as error:
         where = str(path) if error.where is None else f"{path}, {error.where}"
         raise ModelError(error.what, where=where, hint=error.hint) from error.__cause__
     model.meta[NOTES] = notes
+    return model
+
+
+def _checked(proto: onnx.ModelProto, files: DataFiles) -> ir.Model:
+    """The graph of ``proto``. The checker takes that apart and so comes second, but what it says comes first."""
+    unsupported: Exception | None = None
+    try:
+        model = represent(proto, files)
+    except Exception as error:  # whatever the library raises on a model that it does not support
+        unsupported = error
+    checker.run(proto, full=False)
+    if unsupported is not None:
+        raise ModelError(f"the model cannot be represented: {root_cause(unsupported)}") from unsupported
     return model
 
 

@@ -1,6 +1,6 @@
 """The onnx checker on a model whose weights are elsewhere.
 
-It wants a whole model of less than 2 GB. What stands in for a tensor with external data here, in a copy:
+It wants a whole model of less than 2 GB. What stands in for a tensor with external data here:
 
     initializer of the main graph    an input of the same type and shape
     initializer of a subgraph        a Constant with an empty sparse value of that shape (inputs belong to the operator)
@@ -29,29 +29,27 @@ _GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
 
 
 def run(proto: onnx.ModelProto, *, full: bool) -> None:
-    """Check ``proto``; with ``full`` also infer all shapes and compare them with those it gives.
+    """Check ``proto``, which is taken apart for it; with ``full`` also infer all shapes and compare them with those it gives.
 
     Raises:
         ModelError: It is not valid, with the checker's reason.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
     if not full:
-        copy.graph.ClearField("value_info")  # which only shape inference reads
-    _initializers_to_inputs(copy.graph)
+        proto.graph.ClearField("value_info")  # which only shape inference reads
+    _initializers_to_inputs(proto.graph)
     bodies: list[tuple[onnx.ModelProto | onnx.FunctionProto, onnx.GraphProto | onnx.FunctionProto]]
-    bodies = [(copy, copy.graph), *((function, function) for function in copy.functions)]
+    bodies = [(proto, proto.graph), *((function, function) for function in proto.functions)]
     for owner, body in bodies:
         opset = max((entry.version for entry in owner.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
         _prepare(body, opset)
         if all(entry.domain != _CUSTOM for entry in owner.opset_import):
             owner.opset_import.add(domain=_CUSTOM, version=1)
-    with_unknown_ranks = copy.SerializeToString() if full else b""
-    for info in (*copy.graph.input, *copy.graph.output):
+    with_unknown_ranks = proto.SerializeToString() if full else b""
+    for info in (*proto.graph.input, *proto.graph.output):
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(copy.SerializeToString())
+        onnx.checker.check_model(proto.SerializeToString())
         if full:
             onnx.shape_inference.infer_shapes(with_unknown_ranks, check_type=True, strict_mode=True)
     except Exception as error:  # the bindings raise several unrelated kinds
@@ -65,18 +63,18 @@ def _initializers_to_inputs(graph: onnx.GraphProto) -> None:
             of_tensor = graph.input.add(name=tensor.name).type.tensor_type
             of_tensor.elem_type = tensor.data_type
             of_tensor.shape.SetInParent()
-            for size in tensor.dims:
+            for size in tensor.dims[:]:
                 of_tensor.shape.dim.add().dim_value = size
 
 
 def _prepare(body: onnx.GraphProto | onnx.FunctionProto, opset: int) -> None:
     """Put the stand-ins of constants and of subgraphs' initializers in place, and hide the runtime's operators."""
-    for node in body.node:
+    for node in body.node[:]:
         if node.op_type in RUNTIME_OPERATORS and node.domain == "" and not onnx.defs.has(node.op_type, opset):
             node.domain = _CUSTOM
         if node.metadata_props:
             node.ClearField("metadata_props")  # pages of text in some files, which the checker would parse and not read
-        for attribute in node.attribute:
+        for attribute in node.attribute[:]:
             kind = attribute.type
             if kind == _TENSOR and _is_external(attribute.t):
                 attribute.CopyFrom(_stand_in(attribute.name, attribute.t, opset if node.op_type == "Constant" else 0))
@@ -107,12 +105,10 @@ def _stand_in(name: str, tensor: onnx.TensorProto, opset: int) -> onnx.Attribute
 
 def _take_external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     """Remove the initializers with external data and return them."""
-    external = [tensor for tensor in graph.initializer if _is_external(tensor)]
-    if external:
-        rest = [tensor for tensor in graph.initializer if not _is_external(tensor)]
-        del graph.initializer[:]
-        graph.initializer.extend(rest)
-    return external
+    external = [(index, tensor) for index, tensor in enumerate(graph.initializer[:]) if _is_external(tensor)]
+    for index, _ in reversed(external):
+        del graph.initializer[index]
+    return [tensor for _, tensor in external]
 
 
 def _is_external(tensor: onnx.TensorProto) -> bool:
