@@ -88,22 +88,24 @@ class _Representation:
         values = _Scope(around)
         values.update({value.name: value for value in inputs})
         initializers = []
-        for given in proto.initializer:
+        for given in proto.initializer[:]:
             name, tensor = given.name, self.tensor(given)
-            if name not in values:
-                if name in infos:
-                    values[name] = self.value(name, infos[name])
-                else:
-                    values[name] = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=self.shape(given.dims))
-            values[name].const_value = tensor
-            initializers.append(values[name])
-        made = []
-        for node in proto.node[:]:
-            outputs = [self.value(name, infos[name]) if name in infos else ir.Value(name=name) for name in node.output[:]]
-            made.append(outputs)
-            for value in outputs:
-                values[value.name] = value
-        nodes = [self.node(node, outputs, values) for node, outputs in zip(proto.node, made, strict=True)]
+            if name in values:
+                value = values[name]
+            elif name in infos:
+                value = self.value(name, infos[name])
+            else:
+                value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=self.shape(given.dims))
+            value.const_value = tensor
+            values[name] = value
+            initializers.append(value)
+        nodes = []
+        for node in proto.node[:]:  # each after those that make what it reads
+            outputs = []
+            for name in node.output[:]:
+                values[name] = value = self.value(name, infos[name]) if name in infos else ir.Value(name=name)
+                outputs.append(value)
+            nodes.append(self.node(node, outputs, values))
         return ir.Graph(
             inputs,
             [self.output(values[info.name], info) for info in proto.output],
@@ -116,17 +118,19 @@ class _Representation:
 
     def node(self, proto: onnx.NodeProto, outputs: Sequence[ir.Value], scope: _Scope) -> ir.Node:
         """A node that makes ``outputs``; what it says of devices refers to the model's configurations, and there are none."""
-        return ir.Node(
+        node = ir.Node(
             proto.domain,
             proto.op_type,
             [scope[name] if name else None for name in proto.input[:]],
-            [self.attribute(attribute, scope) for attribute in proto.attribute[:]],
             overload=proto.overload,
             outputs=outputs,
             name=proto.name,
             doc_string=proto.doc_string or None,
             metadata_props=_entries(proto.metadata_props),
         )
+        for attribute in proto.attribute[:]:
+            node.attributes.data[attribute.name] = self.attribute(attribute, scope)
+        return node
 
     def attribute(self, proto: onnx.AttributeProto, scope: _Scope) -> ir.Attr:
         """An attribute; one without tensors and graphs is shared by all nodes that have the same."""
