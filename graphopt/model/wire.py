@@ -112,7 +112,7 @@ def join(skeleton: bytes, tensors: Sequence[ir.TensorProtocol]) -> list[Piece]:
 
     def with_data(start: int, end: int) -> list[Piece] | None:
         proto = onnx.TensorProto.FromString(data[start:end].tobytes())
-        place = {entry.key: entry.value for entry in proto.external_data}
+        place = {entry.key: entry.value for entry in proto.external_data[:]}
         if place.get("location") != MARK:
             return None
         tensor = tensors[int(place["offset"])]
