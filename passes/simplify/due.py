@@ -4,7 +4,7 @@ A rule is tried for one operator. It looks back along chains of operators, at wh
 what is known of their dimensions and contents. So a change makes due
 
     the nodes that are new, read something else, or are in another graph now
-    what gives the values that these read, or read before, and all that reads them
+    all that reads what these read, or read before; and what gives it, if a rule looks at what reads what it gives
     the nodes that give a value of which something else is known now (``symbolic.py``, inference)
     what reads what these give, and what comes after that past operators that rules look past
 """
@@ -26,6 +26,8 @@ from .sink import ALONG_AN_AXIS, ONE_OPERAND, SINKING
 
 _REACH = 64
 """So many operators in a row rules look back; those that merge whole chains may look further, and the next run finds it."""
+_LOOKING_AHEAD = frozenset({"Dropout", "Slice"})
+"""Operators with rules that look at what reads their outputs."""
 _LOOKED_PAST = SINKING | ONE_OPERAND | ALONG_AN_AXIS | CONTENTS.keys() | {"ScatterND", "Slice", "Split"}
 
 Where = set[ir.Node] | None
@@ -79,7 +81,8 @@ class Watch:
         readers = {use.node for value in values if value is not None and value.producer() for use in value.uses()}
         known = self._work.symbolic
         renewed = set() if known is None else known.update(self._inputs, known.rewired(touched))
-        return self._close_to({*touched, *_producers(values), *readers} | renewed)
+        ahead = (node for node in _producers(values) if node.op_type in _LOOKING_AHEAD)
+        return self._close_to({*touched, *ahead, *readers} | renewed)
 
     def _without_dead(self, nodes: Iterable[ir.Node]) -> Sequence[ir.Node]:
         """Remove those of the nodes that are dead, and what only they used: all nodes that are gone now."""

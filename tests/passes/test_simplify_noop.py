@@ -61,6 +61,18 @@ def test_slices_along_different_axes_become_one():
     assert result_of(body, (4, 5), weights, "float[A, B, C] y, float[A, B, D] z") == ["Slice", "Slice"]
 
 
+def test_what_is_read_only_in_parts_once_what_was_between_went_is_read_from_the_whole():
+    body = "a = Slice(x, zero, end, one, two)  y = Slice(a, one, end, two, two)"
+    body += "  b = Transpose<perm = [1, 2, 0]>(a)  c = Transpose<perm = [2, 0, 1]>(b)  z = Slice(c, zero, one, two)"
+    weights = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] end = {99}"
+    assert result_of(body, (4, 5), weights, "float[A, B, C] y, float[A, B, D] z") == ["Slice", "Slice"]
+
+
+def test_a_dropout_whose_mask_nothing_reads_any_more_goes():
+    body = "a, mask = Dropout(x)  size = Shape(mask)  b = Reshape(a, size)  y = Relu(b)"
+    assert result_of(body, (5,)) == ["Relu"]
+
+
 def test_slices_along_one_axis_stay():
     body = "a = Slice(x, one, end, one)  y = Slice(a, one, end, one)"
     assert result_of(body, (5,), "int64[1] one = {1}, int64[1] end = {99}") == ["Slice", "Slice"]
