@@ -22,7 +22,7 @@ from .graphs import constant
 from .skeleton import Skeleton, graph_initializers
 from .walk import defined, nodes, subgraphs
 
-__all__ = ["Facts", "Reads", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "shape_of", "subgraphs"]
+__all__ = ["Facts", "Reads", "are_fixed", "defined", "facts", "infer", "is_known", "keep", "kept", "shape_of", "subgraphs"]
 
 _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
@@ -38,6 +38,8 @@ _MOST_AXES = 32
 
 _KEPT = "graphopt.facts"
 """Key of ``model.meta`` under which ``keep`` leaves facts."""
+Kept = tuple[list[object], Facts]
+"""The parts of a graph, and what is known of its values."""
 
 
 def infer(model: ir.Model, known: Facts | None = None, before: Reads | None = None) -> Facts:
@@ -50,26 +52,34 @@ def infer(model: ir.Model, known: Facts | None = None, before: Reads | None = No
         known: What was known before the graph was rewired so that every value still holds what it held: stays true.
         before: What the nodes of the main graph read when that was inferred.
     """
-    kept = model.meta.pop(_KEPT, None)
-    if kept is not None and _is_same(kept[0], _parts(model, walk.listed(model.graph))):
-        found: Facts = kept[1]
-        return found
+    left: Kept | None = model.meta.pop(_KEPT, None)
+    if left is not None and _is_same(left[0], _parts(model, walk.listed(model.graph))):
+        return left[1]
     inputs = {value: ir.TypeAndShape(value.type, value.shape) for value in model.graph.inputs}
     constants = {value: tensor for value, tensor in graph_initializers(model) if not _is_overridable(value, model)}
     return facts(model, inputs, constants, known, before)
 
 
-def keep(model: ir.Model, found: Facts) -> None:
+def kept(model: ir.Model) -> Kept | None:
+    """What ``keep`` has left with the model; ``infer`` takes it."""
+    found: Kept | None = model.meta.get(_KEPT)
+    return found
+
+
+def keep(model: ir.Model, found: Facts, before: Kept | None = None) -> None:
     """Leave facts with the model for the next who asks ``infer``, if the graph is the same still.
 
-    The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``).
+    The caller knows that they are what inference would find now, or that all of them are fixed (``are_fixed``). If it has
+    changed nothing, ``before`` is what was ``kept`` when it came.
     """
-    if not model.functions:
+    if before is not None and before[1] is found:
+        model.meta[_KEPT] = before
+    elif not model.functions:
         listed = [*walk.listed(model.graph)]
-        kept = {value: fact for value, fact in found.items() if value.graph is not None}
-        initializers = (value for graph, _ in listed for value in graph.initializers.data.values() if value not in kept)
+        used = {value: fact for value, fact in found.items() if value.graph is not None}
+        initializers = (value for graph, _ in listed for value in graph.initializers.data.values() if value not in used)
         new = {value: value.const_value for value in initializers if value.const_value is not None}  # since inference
-        model.meta[_KEPT] = _parts(model, listed), kept | _of_constants(new)
+        model.meta[_KEPT] = _parts(model, listed), used | _of_constants(new)
 
 
 def are_fixed(nodes: Iterable[ir.Node], found: Facts) -> bool:

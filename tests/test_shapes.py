@@ -97,6 +97,16 @@ def test_what_was_kept_is_believed_of_the_same_graph_only():
     assert shape_of(shapes.infer(model), "y") == ["N", 4]
 
 
+def test_what_was_kept_can_be_left_again_by_who_changes_nothing():
+    model = ir.from_proto(from_text("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"))
+    shapes.keep(model, shapes.infer(model))
+    kept = shapes.kept(model)
+    shapes.keep(model, shapes.infer(model), kept)
+    assert shapes.kept(model) is kept
+    shapes.keep(model, {}, kept)  # who knows something else leaves that
+    assert shapes.infer(model) == {}
+
+
 def test_where_a_graph_was_rewired_as_much_is_known_as_if_nothing_had_been_known_before():
     model = ir.from_proto(
         from_text("""g (float[N, 4] x, float[8, 2] z, int64[2] s, bool flag) => (float[a, b] y, float[c, d] w, float[e, f] v)

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
-from graphopt.shapes import infer, keep
+from graphopt.shapes import infer, keep, kept
 
 from .activation import use_gelu, use_hard_swish
 from .affine import fold_affine
@@ -121,7 +121,7 @@ class Fuse(Pass):
         The main graph and its subgraphs are covered; bodies of functions are not, their values have no one shape. The bytes of
         all weights grow by at most ``context.growth_bytes``, or 1 MB or 5 % if that is None.
         """
-        target = context.target
+        target, before = context.target, kept(model)
         work = Work(model, context.exclude, infer(model), context.growth_bytes, target.slow_kernels, target.runtime)
         changes: list[Change] = []
         left: dict[ir.Node, Change] = {}
@@ -137,7 +137,7 @@ class Fuse(Pass):
         work.drop_needed()
         changes += write_values_last(work)
         if not work.tells_more:
-            keep(model, work.facts)
+            keep(model, work.facts, None if changes else before)
         if self.options.contrib:
             changes += use_contrib(model, context)
         return [*changes, *_left_alone(left)]

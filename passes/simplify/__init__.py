@@ -38,7 +38,7 @@ from graphopt.contracts import Change, Context, Pass, PassOptions
 from graphopt.garbage import collected_later
 from graphopt.graphs import site
 from graphopt.model import weight_bytes
-from graphopt.shapes import are_fixed, keep
+from graphopt.shapes import are_fixed, keep, kept
 
 from .annotate import mend_shapes
 from .collapse import collapse_shapes
@@ -127,6 +127,7 @@ class Simplify(Pass):
         """
         if self.options.engine == "onnxsim":
             return simplify_with_onnxsim(model, context.exclude)
+        before = kept(model)
         work, changes = self._begun(model, context)
         if self.options.freeze:
             changes += freeze_initializers(work)
@@ -135,7 +136,7 @@ class Simplify(Pass):
         changes += self._until_quiet(work)
         changes += mend_shapes(work, complete=self.options.shapes)
         if work.inferred or are_fixed(work.roots[0].nodes, work.facts):
-            keep(model, work.facts)
+            keep(model, work.facts, None if changes else before)
         for root in work.roots if changes else []:
             if root.graphs[1:]:
                 make_unambiguous(root)
