@@ -10,8 +10,10 @@ estimates on the same parts.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import onnx
 import onnx_ir as ir
@@ -28,6 +30,8 @@ _GENERATED_SYMBOL = "unk__"
 """How inference names the dimensions that it knows nothing of."""
 _LENGTHEN = frozenset({"Concat", "ConstantOfShape", "Expand", "Range", "Tile"})
 """Operators that can make a long vector of a few numbers."""
+_OF_VECTORS = frozenset({0, -1})
+"""The axis of a Concat of vectors."""
 _SHAPED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Those among them whose output has as many axes as this input has numbers, or more: where it has one, it is so long, or the
 vector is so many times longer."""
@@ -193,19 +197,23 @@ def _lengthened(
     all that is known. That takes longer to find out by inference, which knows the length of a Range that reads constants.
     """
     listed = [*nodes(model.graph)]
-    if not any(_may_be_long(known.get(value)) for node in listed if node.op_type in _LENGTHEN for value in node.outputs):
+    growing = {node for node in listed if node.op_type in _LENGTHEN and node.attributes.get_int("axis", 0) in _OF_VECTORS}
+    if not any(_may_be_long(known.get(value)) for node in growing for value in node.outputs):
+        return []
+    given = chain(((value, value.shape) for value in model.graph.inputs), ((value, t.shape) for value, t in constants.items()))
+    vectors = ((value, shape.dims[0]) for value, shape in given if shape is not None and len(shape.dims) == 1)
+    longest = {value: dim for value, dim in vectors if isinstance(dim, int)}
+    most = max([_MOST_AXES, *longest.values()]) * math.prod(len(node.inputs) for node in growing)
+    if most <= _LONG and all(node.op_type == "Concat" for node in growing):  # even if each puts together what the others give
         return []
     found: list[ir.Value] = []
-    shapes = {value: value.shape for value in model.graph.inputs} | {value: t.shape for value, t in constants.items()}
-    vectors = {value: shape.dims[0] for value, shape in shapes.items() if shape is not None and len(shape) == 1}
-    longest = {value: dim for value, dim in vectors.items() if isinstance(dim, int)}
     for node in listed:
         kind, inputs = node.op_type, node.inputs
         lengths = [longest[value] for value in inputs if value in longest]  # of what they hold at most, if they are vectors
-        if not lengths and kind != "Shape" and kind not in _LENGTHEN:
+        if not lengths and kind != "Shape" and node not in growing:
             continue
         length = _MOST_AXES if kind == "Shape" else max(lengths, default=1)
-        if kind == "Concat" and node.attributes.get_int("axis", 0) in {0, -1}:
+        if kind == "Concat" and node in growing:
             length = sum(lengths) + len(inputs) - len(lengths)
         if length > 1:
             longest.update(dict.fromkeys(node.outputs, length))
@@ -213,7 +221,7 @@ def _lengthened(
             length *= _asked(inputs[_SHAPED[kind]])
         elif kind == "Range" and all(value in constants for value in inputs):
             length = _UNLIMITED
-        if kind in _LENGTHEN and length > _LONG:
+        if node in growing and length > _LONG:
             found += [value for value in node.outputs if value.name and _may_be_long(known.get(value))]
     return found
 

@@ -72,6 +72,13 @@ def test_a_vector_that_doubles_again_and_again_does_not_take_huge_memory():
     assert shape_of(shapes.infer(model), "y") == [2**31]
 
 
+def test_a_vector_that_is_put_together_of_a_few_inputs_does_not_take_huge_memory():
+    model = ir.from_proto(
+        from_text("g (int64[90000] a, int64[2000000000] b) => (int64[n] y) { c = Concat<axis = 0>(a, b) y = Neg(c) }")
+    )
+    assert shape_of(shapes.infer(model), "y") == [2_000_090_000]
+
+
 def test_what_reads_an_initializer_that_is_an_output_is_known():
     proto = from_text("g (float[N, 4] x) => (float[N, 4] y, float[1, 4] w) <float[1, 4] w = {1, 2, 3, 4}> { y = Mul(x, w) }")
     proto.graph.output[1].type.tensor_type.ClearField("shape")
