@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -56,11 +57,15 @@ class Symbolic:
         if value is None:
             return None
         if value not in self._dims:
-            known = self._inferred(value)
-            if known is None or None in known:
+            known = self._fact(value)
+            if _is_complete(known):
+                self._dims[value] = known
+            elif (tensor := constant(value)) is not None:
+                self._dims[value] = tuple(tensor.shape.numpy())
+            else:
                 self._follow(self._unfollowed(value))
-            if value not in self._dims:
-                self._dims[value] = self._named(value, known)
+                if value not in self._dims:
+                    self._dims[value] = self._named(value, known)
         return self._dims[value]
 
     def numbers(self, value: ir.Value | None) -> Numbers | None:
@@ -72,7 +77,8 @@ class Symbolic:
             if node is None or node.op_type == "Constant":
                 self._numbers[value] = self._constant_numbers(value)
             else:
-                self._follow(self._unfollowed(value) if self._may_be_numbered(value) else None)
+                if self._may_be_numbered(value):
+                    self._follow(self._unfollowed(value))
                 self._numbers.setdefault(value, None)
         return self._numbers[value]
 
@@ -239,10 +245,6 @@ class Symbolic:
         self._followed.update(outputs)
         self._read[node] = node.inputs
 
-    def _inferred(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
-        tensor = constant(value)
-        return self._fact(value) if tensor is None else tuple(tensor.shape.numpy())
-
     def _fact(self, value: ir.Value) -> tuple[Dim | None, ...] | None:
         known = self._work.facts.get(value)
         if known is None or known.shape is None or not isinstance(known.type, ir.TensorType):
@@ -286,6 +288,10 @@ class Symbolic:
             return None
         array = tensor.numpy()
         return Numbers(array.shape, tuple(map(int, array.reshape(-1).tolist())))
+
+
+def _is_complete(dims: tuple[Dim | None, ...] | None) -> TypeGuard[tuple[Dim, ...]]:
+    return dims is not None and None not in dims
 
 
 def _is_unknown(dim: Dim) -> bool:
