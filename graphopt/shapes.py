@@ -135,7 +135,7 @@ def facts(
     known = known or {}
     nodes, others = again(model.graph, known, before or {}) if known else (None, {})
     skeleton = Skeleton(model, stated, constants, nodes, others)
-    types: dict[str, onnx.TypeProto] | None = None
+    types: dict[str, bytes] | None = None
     if lengthened := _lengthened(model, known, constants):
         types = _types(skeleton, follow_values=False)
         if not any(_is_long(types[name]) for value in lengthened if (name := skeleton.names.get(value)) in types):
@@ -169,15 +169,15 @@ def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
     return tensor.shape if isinstance(tensor.shape, ir.Shape) and tensor.shape.frozen else ir.Shape(tensor.shape.numpy())
 
 
-def _types(skeleton: Skeleton, *, follow_values: bool) -> dict[str, onnx.TypeProto]:
-    """The types that inference finds, by the names of the skeleton; of nothing if it fails."""
+def _types(skeleton: Skeleton, *, follow_values: bool) -> dict[str, bytes]:
+    """The messages of the types that inference finds, by the names of the skeleton; of nothing if it fails."""
     try:
         proto = onnx.shape_inference.infer_shapes(skeleton.proto, data_prop=follow_values)
     except onnx.shape_inference.InferenceError:
         return {}
     graphs = _graphs(proto.graph) if skeleton.branches else [proto.graph]
     infos = (info for graph in graphs for infos in (graph.input, graph.output, graph.value_info) for info in infos)
-    return {info.name: info.type for info in infos if info.type.WhichOneof("value") is not None}
+    return {info.name: message for info in infos if (message := info.type.SerializeToString())}
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -234,9 +234,9 @@ def _asked(target: ir.Value | None) -> int:
     return 1 if producer is not None and producer.op_type == "Concat" and len(producer.inputs) > 1 else _UNLIMITED
 
 
-def _is_long(proto: onnx.TypeProto) -> bool:
+def _is_long(message: bytes) -> bool:
     """Whether following values would take inference minutes and gigabytes: it writes out every element of a vector."""
-    dims = proto.tensor_type.shape.dim
+    dims = onnx.TypeProto.FromString(message).tensor_type.shape.dim
     return len(dims) == 1 and dims[0].dim_value > _LONG
 
 
@@ -247,10 +247,10 @@ def _may_be_long(known: ir.TypeAndShape | None) -> bool:
     return len(dims) == 1 and not (isinstance(dims[0], int) and dims[0] <= _LONG)
 
 
-def _type_and_shape(proto: onnx.TypeProto, read: dict[bytes, tuple[ir.DataType, ir.Shape | None]]) -> ir.TypeAndShape:
+def _type_and_shape(message: bytes, read: dict[bytes, tuple[ir.DataType, ir.Shape | None]]) -> ir.TypeAndShape:
     """What a message says; ``read`` holds the tensor types that were read before: most values of a model share a few."""
-    key = proto.SerializeToString()
-    if key not in read:
+    if message not in read:
+        proto = onnx.TypeProto.FromString(message)
         if proto.WhichOneof("value") != "tensor_type":
             kind = ir.serde.deserialize_type_proto_for_type(proto)
             shape = ir.serde.deserialize_type_proto_for_shape(proto)
@@ -258,8 +258,8 @@ def _type_and_shape(proto: onnx.TypeProto, read: dict[bytes, tuple[ir.DataType, 
         tensor, shape = proto.tensor_type, None
         if tensor.HasField("shape"):
             shape = ir.Shape([_dimension(dim) for dim in tensor.shape.dim], frozen=True)
-        read[key] = ir.DataType(tensor.elem_type), shape
-    dtype, shape = read[key]
+        read[message] = ir.DataType(tensor.elem_type), shape
+    dtype, shape = read[message]
     return ir.TypeAndShape(ir.TensorType(dtype), shape)
 
 
