@@ -68,6 +68,7 @@ def _sweep(work: Work, root: Root, graph: ir.Graph, effects: set[ir.OperatorIden
         if _is_dead(work, node, effects):
             changes += removals([node])
             remove([node])
+            work.changed(neutral=True)  # nothing is said of a Constant, but the nodes have to be listed anew
             continue
         if node.op_type in _OPTIONAL_OUTPUTS and work.is_operator(node):
             changes += _drop_outputs(node)

@@ -123,6 +123,12 @@ def test_dropout_in_training_mode_stays():
 # --------------------------------------------------------------------------------------------------------- equal nodes
 
 
+def test_a_constant_node_that_nothing_reads_goes_before_equal_ones_are_looked_for():
+    model = from_text("""<ir_version: 3, opset_import: ["" : 13]> g (float[2] x) => (float[2] y)
+        { a = Constant<value_float = 2.0>()  b = Constant<value_float = 2.0>()  y = Add(x, a) }""")
+    assert operators(simplified(model)) == ["Add"]
+
+
 def test_equal_nodes_are_computed_once_also_when_one_is_in_a_branch():
     model = from_text("""g (float[N, 4] x, bool flag) => (float[N, 4] y, float[N, 4] z) {
         a = Exp(x)
