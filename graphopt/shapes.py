@@ -102,8 +102,8 @@ def _parts(model: ir.Model, listed: Iterable[tuple[ir.Graph, Sequence[ir.Node]]]
         parts += (*graph.inputs, *graph.outputs, *(value.type for value in graph.inputs))
         initializers = graph.initializers.data.values()
         parts += [*initializers, *[value.const_value for value in initializers]]
-        parts += [*found, *[node.inputs for node in found], *[node.outputs for node in found]]
-        parts += [attribute for node in found for attribute in node.attributes.data.values()]
+        parts += [*[node.inputs for node in found], *[node.outputs for node in found]]
+        parts += [part for node in found for part in (node, *node.attributes.data.values())]
     return parts
 
 
@@ -197,7 +197,8 @@ def _lengthened(
     all that is known. That takes longer to find out by inference, which knows the length of a Range that reads constants.
     """
     listed = [*nodes(model.graph)]
-    growing = {node for node in listed if node.op_type in _LENGTHEN and node.attributes.get_int("axis", 0) in _OF_VECTORS}
+    own = (node for node in listed if node.op_type in _LENGTHEN and not node.domain)
+    growing = {node for node in own if node.attributes.get_int("axis", 0) in _OF_VECTORS}
     if not any(_may_be_long(known.get(value)) for node in growing for value in node.outputs):
         return []
     given = chain(((value, value.shape) for value in model.graph.inputs), ((value, t.shape) for value, t in constants.items()))
