@@ -29,7 +29,6 @@ from simplifiers import CHAIN, FROZEN, OURS, PEERS
 TOLERANCE = 2e-6
 REPEATS, ENOUGH_SECONDS = 3, 5.0
 RIVAL, ROUNDS = "onnxsim", 7
-AGAIN = 2
 CELLS = (*PEERS, "chain", OURS)
 COST = "cost"
 PARTS = ("load", "check", "rewrite", "save")
@@ -87,22 +86,9 @@ def _cell(bench: Bench, source: Path, name: str) -> Cell:
             return taken
         cell = taken | _judged(source, out, *(["--twice"] if name in {OURS, FROZEN} else []))
         if name in {OURS, FROZEN} and "wrong" not in cell:
-            cell["latency"] = _timed(source, out)
+            cell["latency"] = simplifiers.printed([sys.executable, _JUDGE, source, out, "--time"])
             cell["kernels"] = simplifiers.printed([sys.executable, ROOT / "benchmarks" / "executed.py", source, out])
         return cell
-
-
-def _timed(source: Path, out: Path) -> Cell:
-    """Both files timed; where the original seems the faster one, in ``AGAIN`` more processes too, and the middle one counts.
-
-    Where things come to lie in a process's memory moves it by 1 %, which the interval of one process does not show.
-    """
-    command = [sys.executable, _JUDGE, source, out, "--time"]
-    timings = [simplifiers.printed(command)]
-    if timings[0].get("speedup_high", 1.0) < 1:
-        timings += [simplifiers.printed(command) for _ in range(AGAIN)]
-    right = sorted((timing for timing in timings if "speedup" in timing), key=lambda timing: timing["speedup"])
-    return right[len(right) // 2] if right else timings[0]
 
 
 _JUDGE = ROOT / "benchmarks" / "judging.py"
@@ -210,8 +196,7 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> list[str]:
     )
     result = (
         "graphopt's file against the original: the largest difference of an output relative to its peak, at the sizes named, "
-        "without onnxruntime's optimizations; and original time / new time with them, one thread, CPU time, 95 % interval "
-        f"(where that ends below 1, of the middle one of {1 + AGAIN} processes). "
+        "without onnxruntime's optimizations; and original time / new time with them, one thread, CPU time, 95 % interval. "
         "*Multiplying*: what the kernels that multiply matrices (Conv, Gemm, MatMul, LSTM, ..., with what onnxruntime fused "
         "into them) take in the original and in graphopt's file, in ms, by onnxruntime's profiler, and which part of all "
         "kernels of graphopt's file that is. *At most*: what the speed-up would be if all others took no time at all."
